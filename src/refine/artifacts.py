@@ -1,0 +1,183 @@
+"""The tables that pass between stages: their schemas, checked reading, atomic writing.
+
+Needs pyarrow and the standard library only, so that the trainer can use it in a bare image.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+POSITIVE_RATING = 4
+"""Ratings at or above this are positive, the rest negative (ReFINe, section 3)."""
+
+POSITIVE = "positive"
+FALSELY_IDENTIFIED = "falsely_identified"
+CONFIRMED = "confirmed"
+UNDECIDED = "undecided"
+LABELS = (POSITIVE, FALSELY_IDENTIFIED, CONFIRMED, UNDECIDED)
+
+
+class ArtifactError(ValueError):
+    """An artifact does not have the schema that its reader expects."""
+
+
+def _schema(**fields: pa.DataType) -> pa.Schema:
+    """A schema whose fields may hold nulls only where their name ends in ``_or_null``."""
+    return pa.schema(
+        [
+            pa.field(name.removesuffix("_or_null"), type_, nullable=name.endswith("_or_null"))
+            for name, type_ in fields.items()
+        ]
+    )
+
+
+RATINGS = _schema(
+    user=pa.int32(), item=pa.int32(), rating=pa.int8(), timestamp_or_null=pa.int64()
+)
+"""Integer-coded ratings: train, validation and test; sorted by user, then item."""
+
+PROMPTS = _schema(
+    prompt_id=pa.string(),
+    user=pa.int32(),
+    chunk=pa.int32(),
+    candidates=pa.list_(pa.int32()),
+    text=pa.string(),
+    tokens_or_null=pa.int32(),
+)
+"""One question to a judge: which of these items (codes, in the order shown) may the user like?"""
+
+ANSWERS = _schema(
+    prompt_id=pa.string(),
+    status=pa.string(),
+    picked=pa.list_(pa.int32()),
+    scores_or_null=pa.list_(pa.float32()),
+    text_or_null=pa.string(),
+    prompt_tokens_or_null=pa.int32(),
+    answer_tokens_or_null=pa.int32(),
+)
+"""One answer: the items picked among the prompt's candidates, or a status that says why none is.
+
+``status`` is one of ANSWER_STATUSES; ``scores`` holds one number a candidate, in the prompt's
+order, where the judge has any.
+"""
+
+ANSWERED = "answered"
+ANSWER_STATUSES = (ANSWERED, "unparseable", "truncated", "missing")
+
+FEEDBACK = _schema(
+    user=pa.int32(), item=pa.int32(), rating=pa.int8(), label=pa.string(), reason=pa.string()
+)
+"""Every train rating with its label (one of LABELS) and why; sorted by user, then item."""
+
+SIMILAR_ITEMS = _schema(
+    item=pa.int32(), rank=pa.int16(), similar_item=pa.int32(), similarity=pa.float32()
+)
+"""The most similar items of each item, rank 1 first, the item itself left out."""
+
+HISTORY = pa.schema(
+    [
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("recall@20", pa.float64(), nullable=False),
+        pa.field("ndcg@20", pa.float64(), nullable=False),
+    ]
+)
+"""One epoch: mean batch loss, and the validation metrics after it."""
+
+
+def interactions_schema(id_type: pa.DataType) -> pa.Schema:
+    """Schema of interactions.parquet; ids are int64 where every id is a whole number, else text."""
+    return _schema(
+        user_id=id_type, item_id=id_type, rating=pa.int8(), timestamp_or_null=pa.int64()
+    )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` and renames it into place on success.
+
+    A reader, or a restart after a kill, therefore sees the whole file or none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    temporary.chmod(0o644)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(table: pa.Table, path: Path, schema: pa.Schema | None = None) -> None:
+    """Writes a Parquet file, whole or not at all.
+
+    Args:
+        table: the rows; its columns are selected and cast to ``schema`` where one is given.
+        path: the destination.
+        schema: one of this module's schemas.
+
+    Raises:
+        ArtifactError: a column is missing, cannot be cast, or holds nulls that it must not.
+    """
+    if schema is not None:
+        table = _conform(table, schema, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
+    """Reads a Parquet file and checks it against ``schema``.
+
+    Raises:
+        ArtifactError: the file is no Parquet, or lacks a column, or has one of another type.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path}: cannot be read as Parquet: {error}") from error
+    return table if schema is None else _conform(table, schema, path)
+
+
+def _conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise ArtifactError(
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(table.column_names)}"
+        )
+    table = table.select(schema.names)
+    for field in schema:
+        nulls = table.column(field.name).null_count
+        if nulls and not field.nullable:
+            raise ArtifactError(f"{path}: column {field.name} has {nulls} missing values")
+    try:
+        return table.cast(schema).replace_schema_metadata(None)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes indented JSON, whole or not at all; NaN is refused."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ArtifactError: the file is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path}: not valid JSON: {error}") from error
