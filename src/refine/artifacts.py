@@ -57,6 +57,7 @@ ANSWERS = _schema(
     prompt_id=pa.string(),
     status=pa.string(),
     picked=pa.list_(pa.int32()),
+    left_out=pa.list_(pa.int32()),
     scores_or_null=pa.list_(pa.float32()),
     text_or_null=pa.string(),
     prompt_tokens_or_null=pa.int32(),
@@ -65,7 +66,9 @@ ANSWERS = _schema(
 """One answer: the items picked among the prompt's candidates, or a status that says why none is.
 
 ``status`` is one of ANSWER_STATUSES; ``scores`` holds one number a candidate, in the prompt's
-order, where the judge has any.
+order, where the judge has any. ``left_out`` holds the candidates on which an answered prompt gives
+no verdict, usually none: a control that copies another judge's coverage leaves out what that judge
+did.
 """
 
 ANSWERED = "answered"
@@ -99,6 +102,16 @@ def interactions_schema(id_type: pa.DataType) -> pa.Schema:
     )
 
 
+def items_schema(id_type: pa.DataType) -> pa.Schema:
+    """Schema of items.parquet: titles without their year; a list of genres may be empty."""
+    return _schema(
+        item_id=id_type,
+        title=pa.string(),
+        year_or_null=pa.int16(),
+        genres=pa.list_(pa.string()),
+    )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it into place on success.
@@ -129,29 +142,31 @@ def write_table(table: pa.Table, path: Path, schema: pa.Schema | None = None) ->
         ArtifactError: a column is missing, cannot be cast, or holds nulls that it must not.
     """
     if schema is not None:
-        table = _conform(table, schema, path)
+        table = _conform(table, schema, path, table.column_names)
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
 def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
-    """Reads a Parquet file and checks it against ``schema``.
+    """Reads a Parquet file, of it only the columns of ``schema``, and checks them against it.
 
     Raises:
         ArtifactError: the file is no Parquet, or lacks a column, or has one of another type.
     """
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        wanted = names if schema is None else [name for name in schema.names if name in names]
+        table = pq.read_table(path, columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path}: cannot be read as Parquet: {error}") from error
-    return table if schema is None else _conform(table, schema, path)
+    return table if schema is None else _conform(table, schema, path, names)
 
 
-def _conform(table: pa.Table, schema: pa.Schema, path: Path) -> pa.Table:
+def _conform(table: pa.Table, schema: pa.Schema, path: Path, names: list[str]) -> pa.Table:
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise ArtifactError(
-            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(table.column_names)}"
+            f"{path}: column {', '.join(missing)} is missing; it has {', '.join(names)}"
         )
     table = table.select(schema.names)
     for field in schema:
