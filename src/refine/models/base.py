@@ -1,0 +1,114 @@
+"""What the training loop and the evaluation ask of a model."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from refine.data import TrainingData
+from refine.sampling import NegativeSampler
+
+Scorer: TypeAlias = Callable[[Tensor], Tensor]
+"""Scores of all items for some users: int64 [b] -> floating point [b, items]."""
+
+
+def bounded(default: Any, **bounds: float) -> Any:
+    """A hyperparameter with a default and bounds, named as in JSON schema.
+
+    Args:
+        default: its value where the configuration gives none.
+        **bounds: ``minimum``, ``maximum``, ``exclusiveMinimum``, ``exclusiveMaximum``.
+    """
+    return field(default=default, metadata=bounds)
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What every trained model can be given; a model adds its own in a subclass.
+
+    Attributes:
+        batch_size: training pairs a step.
+        learning_rate: of the optimiser.
+        regularisation: weight of the squared norm of the parameters in the loss.
+    """
+
+    batch_size: int = bounded(1024, minimum=1)
+    learning_rate: float = bounded(1e-3, exclusiveMinimum=0)
+    regularisation: float = bounded(1e-4, minimum=0)
+
+    def __post_init__(self) -> None:
+        for parameter in fields(self):
+            value, bounds = getattr(self, parameter.name), parameter.metadata
+            inside = (
+                bounds.get("minimum", -math.inf) <= value <= bounds.get("maximum", math.inf)
+                and value > bounds.get("exclusiveMinimum", -math.inf)
+                and value < bounds.get("exclusiveMaximum", math.inf)
+            )
+            if not inside:
+                raise ValueError(f"{parameter.name} must be within {dict(bounds)}, not {value}")
+
+
+class Recommender(nn.Module, ABC):
+    """Scores every item for every user; the least that the evaluation needs.
+
+    A model is its hyperparameters and what ``state_dict`` holds; what can be computed from the data
+    (a graph, say) is rebuilt from the data and kept out of it.
+
+    Attributes:
+        hyperparameter_type: what the configuration may set.
+        hyperparameters: what it has set.
+    """
+
+    hyperparameter_type: ClassVar[type[Hyperparameters]] = Hyperparameters
+    hyperparameters: Hyperparameters
+
+    @abstractmethod
+    def __init__(
+        self, data: TrainingData, hyperparameters: Any, generator: torch.Generator
+    ) -> None:
+        """Builds the model on the device of the data.
+
+        Args:
+            data: what it learns from.
+            hyperparameters: an instance of ``hyperparameter_type``.
+            generator: draws the initial parameters; on the same device.
+        """
+        super().__init__()
+
+    @abstractmethod
+    def scorer(self) -> Scorer:
+        """The scores under the present parameters; a later update does not change them."""
+
+    def item_embeddings(self) -> Tensor:
+        """What similar items are mined from, without gradient: floating point [items, d].
+
+        Raises:
+            NotImplementedError: the model has none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no item embeddings to mine")
+
+
+class GradientRecommender(Recommender):
+    """A model that is trained by gradient steps on batches."""
+
+    @abstractmethod
+    def batches(self, negatives: NegativeSampler, generator: torch.Generator) -> Iterator[Any]:
+        """The batches of one epoch; each goes to ``loss``, and nowhere else.
+
+        Args:
+            negatives: draws negatives under the weights of the present stage of training; a model
+                with a sampler of its own need not use it.
+            generator: the only source of randomness.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The differentiable loss of a batch, a scalar."""
+
+    @abstractmethod
+    def optimiser(self) -> torch.optim.Optimizer:
+        """A new optimiser of the parameters."""
