@@ -38,9 +38,7 @@ def _schema(**fields: pa.DataType) -> pa.Schema:
     )
 
 
-RATINGS = _schema(
-    user=pa.int32(), item=pa.int32(), rating=pa.int8(), timestamp_or_null=pa.int64()
-)
+RATINGS = _schema(user=pa.int32(), item=pa.int32(), rating=pa.int8(), timestamp_or_null=pa.int64())
 """Integer-coded ratings: train, validation and test; sorted by user, then item."""
 
 PROMPTS = _schema(
@@ -96,10 +94,8 @@ HISTORY = pa.schema(
 
 
 def interactions_schema(id_type: pa.DataType) -> pa.Schema:
-    """Schema of interactions.parquet; ids are int64 where every id is a whole number, else text."""
-    return _schema(
-        user_id=id_type, item_id=id_type, rating=pa.int8(), timestamp_or_null=pa.int64()
-    )
+    """Schema of interactions.parquet; int64 ids where each is a whole number, else text."""
+    return _schema(user_id=id_type, item_id=id_type, rating=pa.int8(), timestamp_or_null=pa.int64())
 
 
 def items_schema(id_type: pa.DataType) -> pa.Schema:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from refine.artifacts import SIMILAR_ITEMS, ArtifactError, read_table, write_table
-from refine.evaluation.ranking import top_k
+from refine.topk import top_k
 
 BLOCK_CELLS = 2**22
 """Similarities held at once; items x items are never laid out whole."""

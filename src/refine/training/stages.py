@@ -12,9 +12,11 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import torch
 
-from refine.artifacts import HISTORY, POSITIVE_RATING, ArtifactError, write_table
+from refine.artifacts import HISTORY, ArtifactError, write_table
 from refine.data import TrainingData
 from refine.device import choose_device, deterministic
+from refine.evaluation.environment import environment
+from refine.evaluation.masks import masked_pairs
 from refine.evaluation.ranking import RankingEvaluator
 from refine.mining import mine_similar_items, read_similar_items, write_similar_items
 from refine.models.base import GradientRecommender, Recommender
@@ -168,11 +170,8 @@ def _trainer(data: TrainingData, settings: Settings, seed: int) -> Trainer:
     model = build_model(settings, data, generator)
     if not isinstance(model, GradientRecommender):
         raise TrainingError(f"model {settings['model']['name']} is not trained by gradient steps")
-    masked = data.rated
-    if settings["evaluation"]["mask"] == "train_positives":
-        masked = masked.where(data.ratings >= POSITIVE_RATING)
     evaluator = RankingEvaluator(
-        mask=masked,
+        mask=masked_pairs(data, settings["evaluation"]["mask"], mask_validation=False),
         targets=data.validation,
         n_users=data.n_users,
         n_items=data.n_items,
@@ -214,6 +213,7 @@ def _write(trainer: Trainer, settings: Settings, seed: int, model: Path, history
             "epoch": trainer.best_epoch,
             "epochs": trainer.epoch,
             "validation": {"recall@20": best.recall, "ndcg@20": best.ndcg},
+            "trained_on": environment(trainer.generator.device),
         },
     )
     losses, recalls, ndcgs = zip(*trainer.history, strict=True)

@@ -1,0 +1,178 @@
+"""Evaluates one trained model on the test set, and writes what it recommends."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from refine.artifacts import (
+    POSITIVE_RATING,
+    RATINGS,
+    ArtifactError,
+    read_json,
+    read_table,
+    write_json,
+    write_table,
+)
+from refine.data import Pairs, TrainingData
+from refine.device import choose_device, deterministic
+from refine.evaluation.card import CARD_METADATA, Card, evaluation_card
+from refine.evaluation.environment import environment
+from refine.evaluation.masks import masked_pairs
+from refine.evaluation.ranking import Ranking, RankingEvaluator
+from refine.models.registry import load_model
+from refine.tensors import read_tensors
+from refine.topk import NO_ITEM
+
+_logger = logging.getLogger("refine.evaluation")
+
+
+def evaluate(
+    model: Path,
+    feedback: Path,
+    validation: Path,
+    test: Path,
+    users: Path,
+    items: Path,
+    statistics: Path,
+    metrics: Path,
+    per_user: Path,
+    recommendations: Path,
+    *,
+    evaluation: dict[str, Any],
+    device: str = "auto",
+) -> None:
+    """Ranks all items for every user and scores the lists on the held-out positives.
+
+    Args:
+        model: the trained model.
+        feedback: labelled train ratings that it was trained on (FEEDBACK).
+        validation: validation ratings (RATINGS).
+        test: test ratings (RATINGS); those below the positive ones are no targets.
+        users: user codes and ids.
+        items: item codes, ids and titles.
+        statistics: statistics.json of the split, for its digest.
+        metrics: the JSON file to write: means over the users, the evaluation card, and what the
+            model's file says of its training.
+        per_user: the Parquet file to write: the metrics of each user that has a target; its
+            metadata holds the card.
+        recommendations: the Parquet file to write: the best items of each user.
+        evaluation: settings ``k``, ``mask``, ``mask_validation`` and ``recommendations``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ArtifactError: an input breaks its schema.
+        RankingError: the test set has no positive, or the scores are not numbers.
+    """
+    data = TrainingData.load(feedback, validation, users, items).to(choose_device(device))
+    _, trained = read_tensors(model)
+    evaluator = RankingEvaluator(
+        mask=masked_pairs(data, evaluation["mask"], mask_validation=evaluation["mask_validation"]),
+        targets=_targets(test),
+        n_users=data.n_users,
+        n_items=data.n_items,
+        ks=evaluation["k"],
+        list_length=evaluation["recommendations"],
+        device=data.device,
+        all_users=True,
+    )
+    with deterministic(data.device):
+        ranking = evaluator(load_model(model, data).scorer())
+    card = evaluation_card(
+        ranking,
+        mask=evaluation["mask"],
+        mask_validation=evaluation["mask_validation"],
+        n_users=data.n_users,
+        split_digest=_split_digest(statistics),
+    )
+    user_ids = _by_code(users, "user").column("user_id").combine_chunks()
+    catalogue = _by_code(items, "item")
+    means = ranking.metrics()
+    write_table(_per_user(ranking, user_ids, card), per_user)
+    write_table(
+        recommendation_table(ranking, user_ids, catalogue, evaluation["recommendations"]),
+        recommendations,
+    )
+    head = {key: trained.pop(key) for key in ("model", "seed", "epoch") if key in trained}
+    results = {"metrics": means, "card": card, "evaluated_on": environment(data.device)}
+    write_json(head | results | trained, metrics)
+    _logger.info(
+        "%d users scored, %d without a held-out positive skipped; recall@%d %.4f, ndcg@%d %.4f",
+        card["users_scored"],
+        card["users_skipped"],
+        ranking.ks[-1],
+        means[f"recall@{ranking.ks[-1]}"],
+        ranking.ks[-1],
+        means[f"ndcg@{ranking.ks[-1]}"],
+    )
+
+
+def _targets(test: Path) -> Pairs:
+    table = read_table(test, RATINGS).filter(pc.field("rating") >= POSITIVE_RATING)
+    return Pairs(*(torch.from_numpy(table.column(n).to_numpy().copy()) for n in ("user", "item")))
+
+
+def _by_code(path: Path, code: str) -> pa.Table:
+    """A table that has one row a code, in their order."""
+    table = read_table(path)
+    if not np.array_equal(table.column(code).to_numpy(), np.arange(len(table))):
+        raise ArtifactError(f"{path}: column {code} must be 0..{len(table) - 1}, in order")
+    return table
+
+
+def _split_digest(statistics: Path) -> str:
+    digest = read_json(statistics).get("split_digest")
+    if not isinstance(digest, str):
+        raise ArtifactError(f"{statistics}: split_digest is missing; split the ratings again")
+    return digest
+
+
+def _per_user(ranking: Ranking, user_ids: pa.Array, card: Card) -> pa.Table:
+    """The metrics of every user that has a target, with the card in the table's metadata."""
+    users = _numpy(ranking.scored_users)
+    columns = {
+        "user": pa.array(users, pa.int32()),
+        "user_id": user_ids.take(pa.array(users)),
+        "targets": pa.array(_numpy(ranking.n_targets), pa.int32()),
+    }
+    columns |= {name: pa.array(_numpy(values)) for name, values in ranking.user_metrics.items()}
+    return pa.table(columns, metadata={CARD_METADATA: json.dumps(card).encode()})
+
+
+def recommendation_table(
+    ranking: Ranking, user_ids: pa.Array, items: pa.Table, length: int
+) -> pa.Table:
+    """One row a recommendation: user, user_id, rank, item, item_id, title, score.
+
+    Args:
+        ranking: the lists.
+        user_ids: the id of each user code.
+        items: ``item_id`` and ``title`` of each item code.
+        length: rows a user, fewer where a user has fewer rankable items.
+    """
+    lists = _numpy(ranking.items[:, :length])
+    rows, places = np.nonzero(lists != NO_ITEM)
+    users = pa.array(_numpy(ranking.users)[rows])
+    codes = pa.array(lists[rows, places])
+    return pa.table(
+        {
+            "user": users.cast(pa.int32()),
+            "user_id": user_ids.take(users),
+            "rank": pa.array(places + 1, pa.int16()),
+            "item": codes.cast(pa.int32()),
+            "item_id": items.column("item_id").combine_chunks().take(codes),
+            "title": items.column("title").combine_chunks().take(codes),
+            "score": pa.array(_numpy(ranking.scores.float())[rows, places]),
+        }
+    )
+
+
+def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
+    return array
