@@ -12,7 +12,7 @@ from scipy import stats
 from refine.artifacts import ArtifactError, read_json, write_table
 from refine.evaluation.card import CardError
 from refine.evaluation.comparison import ComparisonError, bootstrap_intervals, compare
-from refine.evaluation.metrics import USER_METRICS
+from refine.evaluation.names import USER_METRICS
 
 SETTINGS = {"bootstrap": 2000, "confidence": 0.95, "seed": 2024}
 CARD = {"mask": "rated", "k": [20], "split_digest": "d"}

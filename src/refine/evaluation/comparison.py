@@ -17,7 +17,7 @@ from scipy import stats
 
 from refine.artifacts import ArtifactError, read_table, write_json
 from refine.evaluation.card import CARD_METADATA, Card, require_same_card
-from refine.evaluation.metrics import USER_METRICS
+from refine.evaluation.names import USER_METRICS
 
 _BATCH_CELLS = 2**22  # resampled values held at once: 32 MiB
 

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-USER_METRICS = ("recall", "ndcg", "precision", "mrr", "hit_rate")
-LIST_METRICS = ("coverage", "gini")
+from refine.evaluation.names import USER_METRICS
 
 
 def user_metrics(hits: Tensor, n_targets: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:

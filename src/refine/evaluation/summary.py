@@ -16,7 +16,7 @@ from scipy import stats
 
 from refine.artifacts import ArtifactError, read_json, write_json
 from refine.evaluation.card import RATED, require_same_card
-from refine.evaluation.metrics import LIST_METRICS, USER_METRICS
+from refine.evaluation.names import LIST_METRICS, USER_METRICS
 
 _logger = logging.getLogger("refine.evaluation")
 
