@@ -83,8 +83,8 @@ def test_several_files_are_a_table_of_experiments(
     assert main([*files, "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[4:6] == [
-        "| refine | profile | lightgcn | 2 | 0.4200 ± 0.0283 | 0.5000 | 0.2500 ± 0.0000 | - |",
-        "| lightgcn | profile | lightgcn | 1 | 0.3000 | 0.5000 | 0.2500 | - |",
+        "| refine | profile | 2 | 0.4200 ± 0.0283 | 0.5000 | 0.2500 ± 0.0000 | - |",
+        "| lightgcn | profile | 1 | 0.3000 | 0.5000 | 0.2500 | - |",
     ]
     assert main([*files, "--metrics", "precision@5", "--markdown"]) == 0
     assert "| Precision@5 ± SD | published |" in capsys.readouterr().out

@@ -113,17 +113,15 @@ def comparison_table(summaries: Sequence[Summary], metrics: Sequence[str] | None
     """
     card = summaries[0]["card"]
     metrics = metrics or list(summaries[0]["metrics"])[:2]  # a summary's first are its headline
-    columns = ["Experiment", "Judge", "Model", "Seeds"]
+    labels = ["experiment", "judge"]
+    if len({str(summary.get("model")) for summary in summaries}) > 1:
+        labels.append("model")
+    columns = [*(label.capitalize() for label in labels), "Seeds"]
     for name in metrics:
         columns += [f"{_metric_name(name)} ± SD", "published"]
     rows = []
     for summary in summaries:
-        row = [
-            str(summary.get("experiment", MISSING)),
-            str(summary.get("judge", MISSING)),
-            str(summary.get("model", MISSING)),
-            str(len(summary["seeds"])),
-        ]
+        row = [*(str(summary.get(label, MISSING)) for label in labels), str(len(summary["seeds"]))]
         for name in metrics:
             if name not in summary["metrics"]:
                 raise ArtifactError(
@@ -134,7 +132,7 @@ def comparison_table(summaries: Sequence[Summary], metrics: Sequence[str] | None
             row += [f"{_number(values['mean'])}{spread}", _number(values.get("published"))]
         rows.append(row)
     title = ", ".join(dict.fromkeys(str(summary.get("dataset", "")) for summary in summaries))
-    return Table(title, columns, rows, card_sentence(card), n_labels=3)
+    return Table(title, columns, rows, card_sentence(card), n_labels=len(labels))
 
 
 def judge_table(summary: Summary) -> Table | None:
@@ -205,9 +203,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.markdown:
         print("\n\n".join(table.markdown() for table in tables if table))
     else:
-        console = Console()
         for table in filter(None, tables):
-            console.print(table.rich())
+            drawn, console = table.rich(), Console()
+            # A number is never cut, whatever the width of the terminal.
+            unbounded = console.options.update_width(1000)
+            console.width = max(console.width, console.measure(drawn, options=unbounded).maximum)
+            console.print(drawn)
     return 0
 
 
