@@ -3,6 +3,7 @@
 Needs pyarrow and the standard library only, so that the trainer can use it in a bare image.
 """
 
+import glob
 import json
 import os
 import tempfile
@@ -112,10 +113,13 @@ def items_schema(id_type: pa.DataType) -> pa.Schema:
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and renames it into place on success.
 
-    A reader, or a restart after a kill, therefore sees the whole file or none.
+    A reader, or a restart after a kill, therefore sees the whole file or none. What a killed
+    process left of ``path`` is removed first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        stale.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     temporary.chmod(0o644)

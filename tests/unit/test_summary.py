@@ -109,6 +109,17 @@ def test_published_values_stand_beside_the_same_rules_only(tmp_path: Path) -> No
     }
 
 
+def test_published_values_may_name_the_mask_that_they_fit(tmp_path: Path) -> None:
+    runs = [_run(tmp_path, 1, 0.41)]
+    published = {"recall@20": 0.3447, "mask": "train_positives"}
+    result = _summarise(tmp_path, runs, published=published)
+    assert "published" not in result["metrics"]["recall@20"]
+    assert result["published"] == {
+        "not_comparable": {"recall@20": 0.3447},
+        "measured_with": {"mask": "train_positives", "mask_validation": False},
+    }
+
+
 def test_published_values_of_other_cut_offs_are_left_out_but_typos_are_not(tmp_path: Path) -> None:
     runs = [_run(tmp_path, 1, 0.4)]
     assert _summarise(tmp_path, runs, published={"recall@50": 0.6})

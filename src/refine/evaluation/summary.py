@@ -23,7 +23,7 @@ _logger = logging.getLogger("refine.evaluation")
 HEADLINE = ("recall", "ndcg")
 
 PUBLISHED_RULES = {"mask": RATED, "mask_validation": False}
-"""What our card must say for the published numbers to stand beside ours."""
+"""What our card must say for published numbers to stand beside ours; an entry may name its mask."""
 
 
 def summarise(
@@ -39,9 +39,10 @@ def summarise(
     Args:
         metrics: metrics.json of each seed.
         output: the JSON file to write.
-        context: ``published`` (metric to value, e.g. {"recall@20": 0.4296}, set beside ours where
-            our evaluation card allows it), ``confidence`` (of the interval, 0.95 by default); every
-            other entry (dataset, experiment, judge, config digest, ...) is copied as it is.
+        context: ``published`` (metric to value, e.g. {"recall@20": 0.4296}, and the ``mask`` they
+            fit if not ``rated``; set beside ours where our evaluation card allows it),
+            ``confidence`` (of the interval, 0.95 by default); every other entry (dataset,
+            experiment, judge, config digest, ...) is copied as it is.
         refinements: refinement.json of judges, by name; their counts and their agreement with the
             truth go under ``judges``.
         benchmarks: Snakemake benchmark tables of the jobs, by stage; wall times are read off them.
@@ -62,9 +63,10 @@ def summarise(
 
     rest = dict(context)
     confidence = rest.pop("confidence", 0.95)
-    published = rest.pop("published", None) or {}
+    published = dict(rest.pop("published", None) or {})
+    rules = PUBLISHED_RULES | {"mask": published.pop("mask", RATED)}
     require_metric_names(published)
-    comparable = all(card.get(field) == value for field, value in PUBLISHED_RULES.items())
+    comparable = all(card.get(field) == value for field, value in rules.items())
     beside = published if comparable else {}
     summary = {}
     for name in _order(card["k"]):
@@ -73,7 +75,7 @@ def summarise(
             row |= {"published": beside[name], "difference": row["mean"] - beside[name]}
         summary[name] = row
     if published and not comparable:
-        rest["published"] = {"not_comparable": published, "measured_with": PUBLISHED_RULES}
+        rest["published"] = {"not_comparable": published, "measured_with": rules}
     identity = {key: rest.pop(key) for key in ("dataset", "experiment", "judge") if key in rest}
     write_json(
         {

@@ -1,0 +1,228 @@
+"""Settings: merging the overlays of datasets and experiments, and refusing what is misspelt.
+
+Needs PyYAML and jsonschema only, since every dry run imports it.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
+
+Config = Mapping[str, Any]
+
+SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "refine", "labels")
+"""Sections that all experiments of a dataset share: only a dataset may override them."""
+
+EXPERIMENT_SECTIONS = ("model", "training", "mining", "sampling", "evaluation")
+"""Sections that a dataset and, after it, an experiment may override."""
+
+RESERVED_FOLDERS = ("split", "compare")
+"""Folders of ``results/<dataset>/`` that no judge or experiment may be named after."""
+
+PROMPTED, RELEASED, THRESHOLDED = "prompted", "release", "threshold"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the text names every fault found."""
+
+
+def load(*paths: Path) -> dict[str, Any]:
+    """Reads YAML files and merges them, later ones over earlier ones."""
+    config: dict[str, Any] = {}
+    for path in paths:
+        config = merge(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return config
+
+
+def merge(base: Config, overlay: Config) -> dict[str, Any]:
+    """A copy of ``base`` with ``overlay`` over it: mappings key by key, other values whole."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
+    """All sections as they hold for a dataset and, where one is named, an experiment of it."""
+    overlays = [config["datasets"][dataset]]
+    if experiment is not None:
+        overlays.append(config["experiments"][experiment])
+    merged = {name: config[name] for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS}
+    for overlay in overlays:
+        merged = merge(merged, {name: overlay[name] for name in merged if name in overlay})
+    return merged
+
+
+def judge_of(config: Config, dataset: str, experiment: str) -> str:
+    """The judge whose labels an experiment trains on.
+
+    An experiment that names its judge keeps it, or it would no longer be what its name says.
+    """
+    return str(
+        config["experiments"][experiment].get("judge")
+        or config["judge"]
+        or config["datasets"][dataset]["judge"]
+    )
+
+
+def judge_settings(config: Config, dataset: str, judge: str) -> dict[str, Any]:
+    """A judge's settings as they hold for a dataset."""
+    return merge(
+        config["judges"][judge], config["datasets"][dataset].get("judges", {}).get(judge, {})
+    )
+
+
+def judge_family(config: Config, judge: str) -> str:
+    """How a judge's feedback comes about: PROMPTED, RELEASED or THRESHOLDED."""
+    kind = config["judges"][judge]["kind"]
+    return kind if kind in (RELEASED, THRESHOLDED) else PROMPTED
+
+
+def seeds_of(config: Config, dataset: str) -> list[int]:
+    """The seeds of a dataset's training runs."""
+    return list(config["datasets"][dataset].get("seeds", config["seeds"]))
+
+
+def digest(value: Any) -> str:
+    """A digest of JSON values that does not depend on the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def validate(config: Config, schema: Config | Path) -> None:
+    """Checks a whole configuration.
+
+    Args:
+        config: the merged configuration.
+        schema: a JSON schema (draft 2020-12), or the YAML file that holds it.
+
+    Raises:
+        ConfigError: lists every fault; a misspelt key or name with the nearest known one.
+    """
+    rules: Config = load(schema) if isinstance(schema, Path) else schema
+    # A round trip through JSON makes plain lists and dicts of what a workflow engine may hand in.
+    config = json.loads(json.dumps(config))
+    errors = sorted(
+        Draft202012Validator(rules).iter_errors(config), key=lambda e: list(map(str, e.path))
+    )
+    faults = [fault for error in errors for fault in _describe(error)]
+    # What follows looks names up, so it needs a configuration of the right shape.
+    faults = faults or [*_unknown_names(config), *_clashes(config)]
+    faults = faults or [*_judge_overlays(config, rules), *_contradictions(config)]
+    if faults:
+        raise ConfigError(
+            "\n".join(["The configuration has faults:", *(f"  - {f}" for f in faults)])
+        )
+
+
+def _nearest(name: Any, known: list[str]) -> str:
+    matches = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean '{matches[0]}'?" if matches else f"known are: {', '.join(sorted(known))}"
+
+
+def _describe(error: ValidationError) -> Iterator[str]:
+    where = ".".join(map(str, error.absolute_path))
+    rule: Any = error.validator
+    value: Any = error.instance
+    schema: Any = error.schema
+    if rule == "additionalProperties":
+        known = list(schema.get("properties", {}))
+        for key in value:
+            if key not in known:
+                yield f"{f'{where}.' if where else ''}{key}: unknown key; {_nearest(key, known)}"
+    elif rule == "enum":
+        choices = [str(choice) for choice in schema["enum"]]
+        yield f"{where}: {value!r} is none of {', '.join(choices)}; {_nearest(value, choices)}"
+    elif rule == "type" and isinstance(value, str):
+        yield f"{where}: {error.message} ({_way_out(value)})"
+    else:
+        yield f"{where or 'the file'}: {error.message}"
+
+
+def _way_out(text: str) -> str:
+    """How to say what arrived as text where something else was meant."""
+    if re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", text, re.IGNORECASE):
+        return "YAML takes an exponent only after a point and with a sign: 1.0e-3"
+    return (
+        "what --config gives in lists or nested is text: write it to a file and pass it with "
+        "--configfile"
+    )
+
+
+def _unknown_names(config: Config) -> Iterator[str]:
+    for where, name, section in _names_used(config):
+        known = list(config[section])
+        if name is not None and name not in known:
+            kind = section.removesuffix("s")
+            yield f"{where}: there is no {kind} '{name}'; {_nearest(name, known)}"
+
+
+def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
+    """Where a judge or an experiment is named, its name, and the section that has to have it."""
+    yield "judge", config["judge"], "judges"
+    yield "headline", config["headline"], "experiments"
+    for key, entry in config["experiments"].items():
+        yield f"experiments.{key}.judge", entry.get("judge"), "judges"
+    for key, entry in config["judges"].items():
+        yield f"judges.{key}.like", entry.get("like"), "judges"
+    for key, entry in config["datasets"].items():
+        here = f"datasets.{key}"
+        yield f"{here}.judge", entry["judge"], "judges"
+        for judge in entry.get("scored_judges", []):
+            yield f"{here}.scored_judges", judge, "judges"
+        for judge, overlay in entry.get("judges", {}).items():
+            yield f"{here}.judges", judge, "judges"
+            yield f"{here}.judges.{judge}.like", overlay.get("like"), "judges"
+        for experiment in entry.get("published", {}).get("metrics", {}):
+            yield f"{here}.published.metrics", experiment, "experiments"
+
+
+def _clashes(config: Config) -> Iterator[str]:
+    folders = dict.fromkeys(RESERVED_FOLDERS, "a folder of every dataset")
+    for section, kind in (("judges", "a judge"), ("experiments", "an experiment")):
+        for name in config[section]:
+            if name in folders:
+                yield f"{section}.{name}: is the name of {folders[name]} already; choose another"
+            folders[name] = kind
+
+
+def _judge_overlays(config: Config, schema: Config) -> Iterator[str]:
+    # An overlay says nothing of its judge's kind, on which the known keys depend: so it is
+    # checked as merged.
+    validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/judge"})
+    for dataset, entry in config["datasets"].items():
+        for judge in entry.get("judges", {}):
+            for error in validator.iter_errors(judge_settings(config, dataset, judge)):
+                for fault in _describe(error):
+                    yield f"datasets.{dataset}.judges.{judge}.{fault}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    for dataset in config["datasets"]:
+        for judge in config["judges"]:
+            chain = [judge]
+            while (like := judge_settings(config, dataset, chain[-1]).get("like")) is not None:
+                if like in chain:
+                    circle = " like ".join([*chain, like])
+                    yield f"judges.{judge}.like: {circle} is a circle (dataset {dataset})"
+                    break
+                chain.append(like)
+        split = settings(config, dataset)["split"]
+        if split["validation"] + split["test"] >= 1:
+            yield f"{dataset}: split.validation and split.test leave nothing to train on"
+        for experiment in config["experiments"]:
+            training = settings(config, dataset, experiment)["training"]
+            if training["warmup_epochs"] > training["epochs"]:
+                yield (
+                    f"{dataset}, experiment {experiment}: training.warmup_epochs "
+                    f"({training['warmup_epochs']}) exceeds training.epochs ({training['epochs']})"
+                )

@@ -1,0 +1,257 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refine import config as settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "config/schema.yaml"
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    return settings_of.load(ROOT / "config/config.yaml")
+
+
+def faults(config: dict[str, Any], **overlay: Any) -> list[str]:
+    """The faults of a configuration with an overlay, without the heading."""
+    try:
+        settings_of.validate(settings_of.merge(config, overlay), SCHEMA)
+    except settings_of.ConfigError as error:
+        heading, *lines = str(error).splitlines()
+        assert heading == "The configuration has faults:"
+        return [line.removeprefix("  - ") for line in lines]
+    return []
+
+
+def test_the_defaults_are_valid(config: dict[str, Any]) -> None:
+    assert faults(config) == []
+
+
+@pytest.mark.parametrize(
+    ("overlay", "fault"),
+    [
+        ({"sede": [1]}, "sede: unknown key; did you mean 'seeds'?"),
+        (
+            {"training": {"learning_rat": 1}},
+            "training.learning_rat: unknown key; did you mean 'learning_rate'?",
+        ),
+        (
+            {"datasets": {"demo": {"mining": {"near_like": 1}}}},
+            "datasets.demo.mining.near_like: unknown key; did you mean 'near_liked'?",
+        ),
+        (
+            {"experiments": {"refine": {"sampling": {"reweigh": True}}}},
+            "experiments.refine.sampling.reweigh: unknown key; did you mean 'reweight'?",
+        ),
+        (
+            {"judges": {"random": {"yes_rat": 0.5}}},
+            "judges.random.yes_rat: unknown key; did you mean 'yes_rate'?",
+        ),
+        (
+            {"datasets": {"ml100k": {"judges": {"random": {"sed": 1}}}}},
+            "datasets.ml100k.judges.random.sed: unknown key; did you mean 'seed'?",
+        ),
+        (
+            {
+                "datasets": {
+                    "demo": {"sources": [{"at": "x", "files": {"rating": "x"}, "reader": "table"}]}
+                }
+            },
+            "datasets.demo.sources.0.files.rating: unknown key; did you mean 'ratings'?",
+        ),
+        (
+            {"sampling": {"normalisation": "softmx"}},
+            "sampling.normalisation: 'softmx' is none of sum, softmax; did you mean 'softmax'?",
+        ),
+        ({"judge": "profil"}, "judge: there is no judge 'profil'; did you mean 'profile'?"),
+        ({"headline": "refin"}, "headline: there is no experiment 'refin'; did you mean 'refine'?"),
+        (
+            {"experiments": {"mine": {"judge": "randm"}}},
+            "experiments.mine.judge: there is no judge 'randm'; did you mean 'random'?",
+        ),
+        (
+            {"datasets": {"demo": {"judge": "thresold"}}},
+            "datasets.demo.judge: there is no judge 'thresold'; did you mean 'threshold'?",
+        ),
+        (
+            {"datasets": {"demo": {"judges": {"al": {}}}}},
+            "datasets.demo.judges: there is no judge 'al'; did you mean 'all'?",
+        ),
+        (
+            {"datasets": {"demo": {"scored_judges": ["popularty"]}}},
+            "datasets.demo.scored_judges: there is no judge 'popularty'; "
+            "did you mean 'popularity'?",
+        ),
+        (
+            {"judges": {"all": {"like": "releas"}}},
+            "judges.all.like: there is no judge 'releas'; did you mean 'release'?",
+        ),
+    ],
+)
+def test_what_is_misspelt_is_named_with_the_nearest_known(
+    config: dict[str, Any], overlay: dict[str, Any], fault: str
+) -> None:
+    assert faults(config, **overlay) == [fault]
+
+
+@pytest.mark.parametrize(
+    "overlay",
+    [
+        {"seeds": []},
+        {"seeds": [1, 1]},
+        {"seeds": [-1]},
+        {"device": "gpu"},
+        {"split": {"min_positives": 0}},
+        {"split": {"test": 1.0}},
+        {"training": {"learning_rate": 0}},
+        {"training": {"epochs": 2.5}},
+        {"model": {"layers": -1}},
+        {"sampling": {"confirmed": -0.5}},
+        {"evaluation": {"k": []}},
+        {"evaluation": {"confidence": 1}},
+        {"judges": {"strict": {"kind": "threshold"}}},
+        {"judges": {"strict": {"kind": "threshold", "at_least": 6}}},
+        {"judges": {"release": {"at_least": 3}}},
+        {"judges": {"a/b": {"kind": "all"}}},
+        {"experiments": {"a-vs-b": {}}},
+        {"experiments": {"mine": {"split": {"seed": 1}}}},
+        {"datasets": {"mine": {"title": "Mine", "judge": "profile"}}},
+        {"datasets": {"demo": {"sources": [{"at": "x", "files": {"ratings": "x"}}]}}},
+    ],
+    ids=repr,
+)
+def test_values_out_of_bounds_are_refused(config: dict[str, Any], overlay: dict[str, Any]) -> None:
+    assert len(faults(config, **overlay)) == 1
+
+
+def test_a_section_must_be_whole(config: dict[str, Any]) -> None:
+    del config["training"]["patience"]
+    assert faults(config) == ["training: 'patience' is a required property"]
+
+
+def test_all_faults_are_told_at_once(config: dict[str, Any]) -> None:
+    found = faults(config, seed=1, training={"epoch": 1}, split={"test": 2})
+    assert [fault.split(":")[0] for fault in found] == ["seed", "split.test", "training.epoch"]
+
+
+def test_numbers_that_yaml_reads_as_text_are_explained(config: dict[str, Any]) -> None:
+    (fault,) = faults(config, training={"learning_rate": yaml.safe_load("1e-3")})
+    assert "training.learning_rate: '1e-3' is not of type 'number'" in fault
+    assert "1.0e-3" in fault
+
+
+@pytest.mark.parametrize("name", ["split", "compare", "release", "all"])
+def test_an_experiment_may_not_take_the_folder_of_something_else(
+    config: dict[str, Any], name: str
+) -> None:
+    (fault,) = faults(config, experiments={name: {}})
+    assert fault.startswith(f"experiments.{name}: is the name of")
+
+
+def test_judges_may_not_copy_each_other_in_a_circle(config: dict[str, Any]) -> None:
+    found = faults(config, judges={"all": {"like": "random"}, "random": {"like": "all"}})
+    assert any("all like random like all is a circle" in fault for fault in found)
+
+
+def test_splits_must_leave_something_to_train_on(config: dict[str, Any]) -> None:
+    assert "ml1m: split.validation and split.test leave nothing to train on" in faults(
+        config, split={"validation": 0.5, "test": 0.5}
+    )
+
+
+def test_the_warm_up_may_not_outlast_the_training(config: dict[str, Any]) -> None:
+    overlay = {"refine": {"training": {"warmup_epochs": 2000}}}
+    found = faults(config, experiments=overlay)
+    assert len(found) == len(config["datasets"])
+    assert "demo, experiment refine: training.warmup_epochs (2000) exceeds" in found[0]
+
+
+def test_overlays_lie_over_each_other_in_order(config: dict[str, Any]) -> None:
+    config = settings_of.merge(
+        config,
+        {
+            "mining": {"near_liked": 1, "near_disliked": 1, "refresh": "once"},
+            "datasets": {"demo": {"mining": {"near_liked": 2, "near_disliked": 2}}},
+            "experiments": {"refine": {"mining": {"near_disliked": 3}}},
+        },
+    )
+    mining = settings_of.settings(config, "demo", "refine")["mining"]
+    assert (mining["refresh"], mining["near_liked"], mining["near_disliked"]) == ("once", 2, 3)
+    assert settings_of.settings(config, "demo")["mining"]["near_disliked"] == 2
+    assert settings_of.settings(config, "ml1m", "lightgcn")["mining"]["near_liked"] == 1
+
+
+def test_settings_are_all_sections_and_nothing_else(config: dict[str, Any]) -> None:
+    found = settings_of.settings(config, "ml100k", "refine")
+    assert set(found) == {
+        *("reading", "subset", "split", "prompts", "refine", "labels"),
+        *("model", "training", "mining", "sampling", "evaluation"),
+    }
+
+
+def test_an_experiment_keeps_its_judge(config: dict[str, Any]) -> None:
+    assert settings_of.judge_of(config, "ml100k", "refine") == "release"
+    assert settings_of.judge_of(config, "ml1m", "refine") == "vllm"
+    config["judge"] = "threshold"
+    assert settings_of.judge_of(config, "ml100k", "refine") == "threshold"
+    assert settings_of.judge_of(config, "ml100k", "judge-random") == "random"
+    assert settings_of.judge_of(config, "ml100k", "lightgcn") == "at-least-4"
+
+
+def test_a_data_set_overrides_a_judge_key_by_key(config: dict[str, Any]) -> None:
+    assert settings_of.judge_settings(config, "ml1m", "random")["like"] is None
+    on_ml100k = settings_of.judge_settings(config, "ml100k", "random")
+    assert on_ml100k == config["judges"]["random"] | {"like": "release"}
+
+
+def test_families_of_judges(config: dict[str, Any]) -> None:
+    families = {name: settings_of.judge_family(config, name) for name in config["judges"]}
+    assert families.pop("release") == settings_of.RELEASED
+    thresholds = {name for name, family in families.items() if family == settings_of.THRESHOLDED}
+    assert thresholds == {"threshold", "at-least-1", "at-least-2", "at-least-4"}
+    assert {families[name] for name in families.keys() - thresholds} == {settings_of.PROMPTED}
+
+
+def test_a_data_set_may_have_seeds_of_its_own(config: dict[str, Any]) -> None:
+    assert settings_of.seeds_of(config, "demo") == [2024, 2025, 2026]
+    assert settings_of.seeds_of(config, "ml1m") == config["seeds"]
+
+
+def test_files_are_merged_in_order(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: {y: 1, z: 1}\nw: [1, 2]\n")
+    (tmp_path / "b.yaml").write_text("x: {z: 2}\nw: [3]\n")
+    (tmp_path / "c.yaml").write_text("")
+    merged = settings_of.load(*(tmp_path / f"{name}.yaml" for name in "abc"))
+    assert merged == {"x": {"y": 1, "z": 2}, "w": [3]}
+
+
+trees = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+    lambda below: st.dictionaries(st.sampled_from("abcd"), below, max_size=3),
+    max_leaves=8,
+)
+mappings = st.dictionaries(st.sampled_from("abcd"), trees, max_size=3)
+
+
+@given(mappings, mappings)
+def test_merging_changes_neither_and_lets_the_overlay_win(
+    base: dict[str, Any], overlay: dict[str, Any]
+) -> None:
+    before = copy.deepcopy((base, overlay))
+    merged = settings_of.merge(base, overlay)
+    assert (base, overlay) == before
+    assert settings_of.merge(merged, overlay) == merged
+    assert settings_of.merge(base, {}) == base
+    assert merged.keys() == base.keys() | overlay.keys()
+
+
+@given(mappings)
+def test_a_digest_does_not_depend_on_the_order_of_keys(mapping: dict[str, Any]) -> None:
+    assert settings_of.digest(dict(reversed(mapping.items()))) == settings_of.digest(mapping)
+    assert settings_of.digest(mapping | {"e": 1}) != settings_of.digest(mapping | {"e": 2})

@@ -1,0 +1,122 @@
+"""A stage runs again if, and only if, something it depends on has changed."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from pipeline import EVERYTHING, ROOT, Pipeline
+
+LABELLING = {"answer_prompts", "label_answers", "describe_feedback"}
+REPORTING = {"evaluate", "summarise", "headline", "compare"}
+TRAINING = {"warm_up", "mine_similar_items", "train", "draw_curves"} | REPORTING
+AFTER_SPLIT = {"write_prompts", "label_by_threshold"} | LABELLING | TRAINING
+# Only the metrics of `lightgcn`, whose labels need no prompt, are summarised apart.
+AFTER_PROMPTS = LABELLING | TRAINING - {"summarise"}
+ALL = {"fetch_ratings", "read_ratings", "split_ratings"} | AFTER_SPLIT
+
+
+@pytest.fixture(scope="module")
+def pipeline(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    return finished.copy(tmp_path_factory.mktemp("reruns") / "pipeline")
+
+
+def test_a_second_run_does_nothing(pipeline: Pipeline) -> None:
+    assert "Nothing to be done" in pipeline.run(*EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"datasets": {"demo": {"training": {"learning_rate": 0.002}}}}, TRAINING),
+        ({"mining": {"near_disliked": 50}}, TRAINING - {"warm_up"}),
+        # The random judge copies the labelled coverage of another, so it answers anew.
+        ({"labels": {"unasked_low_ratings": "confirmed"}}, LABELLING | TRAINING),
+        ({"evaluation": {"k": [5, 20]}}, REPORTING),
+        ({"evaluation": {"bootstrap": 50}}, {"compare", "summarise", "headline"}),
+        (
+            {"experiments": {"lightgcn": {"sampling": {"confirmed": 2.0}}}},
+            TRAINING - {"mine_similar_items", "headline", "draw_curves"},
+        ),
+        ({"split": {"seed": 7}}, {"split_ratings"} | AFTER_SPLIT),
+        ({"judges": {"random": {"seed": 7}}}, LABELLING | {"headline"}),
+        ({"datasets": {"demo": {"title": "Other"}}}, {"draw_curves"}),
+        # Where files come from, which device trains, and other data sets' settings change nothing.
+        ({"mirror": "/nowhere", "device": "cpu"}, set()),
+        ({"datasets": {"ml100k": {"split": {"seed": 7}}}}, set()),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_a_setting_reruns_what_reads_it_and_what_follows(
+    pipeline: Pipeline, settings: dict[str, object], expected: set[str]
+) -> None:
+    configfile = pipeline.configure(**settings)
+    assert set(pipeline.planned(*EVERYTHING, configfile=configfile)) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("src/refine/artifacts.py", ALL),
+        ("src/refine/logs.py", ALL),
+        ("src/refine/datasets/demo.py", ALL),
+        ("src/refine/datasets/readers.py", ALL - {"fetch_ratings"}),
+        ("src/refine/splits/kcore.py", {"split_ratings"} | AFTER_SPLIT),
+        ("src/refine/feedback/prompts.py", {"write_prompts"} | AFTER_PROMPTS),
+        ("config/prompts/select.txt", {"write_prompts"} | AFTER_PROMPTS),
+        ("src/refine/feedback/profile.py", AFTER_PROMPTS),
+        ("src/refine/feedback/controls.py", LABELLING | {"headline"}),
+        ("src/refine/feedback/agreement.py", {"describe_feedback", "summarise", "headline"}),
+        ("src/refine/sampling.py", TRAINING),
+        ("src/refine/evaluation/stage.py", REPORTING),
+        ("src/refine/evaluation/comparison.py", {"compare"}),
+        ("src/refine/reporting/table.py", set()),
+        ("src/refine/config.py", set()),
+        ("src/refine/provenance.py", set()),
+        ("workflow/scripts/evaluate.py", REPORTING),
+    ],
+)
+def test_code_reruns_the_stages_that_use_it_and_what_follows(
+    pipeline: Pipeline, path: str, expected: set[str]
+) -> None:
+    file = pipeline.folder / path
+    before = file.read_bytes()
+    file.write_bytes(before + (b"\nMore.\n" if path.endswith(".txt") else b"\n# More.\n"))
+    try:
+        assert set(pipeline.planned(*EVERYTHING)) == expected
+    finally:
+        file.write_bytes(before)
+
+
+def test_touching_every_file_reruns_nothing(pipeline: Pipeline) -> None:
+    # Later files get earlier times, so that inputs are newer than what was made of them.
+    now = time.time()
+    files = sorted(path for path in pipeline.folder.rglob("*") if path.is_file())
+    for place, path in enumerate(files):
+        os.utime(path, (now - 2 * place, now - 2 * place))
+    assert not pipeline.planned(*EVERYTHING)
+
+
+def test_a_copy_with_new_times_reruns_nothing(pipeline: Pipeline, tmp_path: Path) -> None:
+    copy = pipeline.copy(tmp_path / "elsewhere", keep_times=False)
+    assert not copy.planned(*EVERYTHING)
+
+
+def test_a_lost_result_is_all_that_is_made_again(pipeline: Pipeline, tmp_path: Path) -> None:
+    copy = pipeline.copy(tmp_path / "pipeline")
+    (copy.folder / "results/demo/compare/lightgcn-vs-refine.json").unlink()
+    assert copy.planned(*EVERYTHING) == {"compare": 1}
+
+
+def test_each_stage_has_one_parameter_that_holds_its_code(finished: Pipeline) -> None:
+    # Snakemake compares parameters as a set without names: two of one rule could swap unseen.
+    records = [
+        json.loads(p.read_text()) for p in (finished.folder / ".snakemake/metadata").iterdir()
+    ]
+    scripts = {path.stem for path in (ROOT / "workflow/scripts").glob("*.py")}
+    released = {"fetch_release_labels", "label_from_release"}
+    assert {record["rule"] for record in records} == (scripts | {"headline"}) - released
+    for record in records:
+        assert len(record["params"]) == 1, record["rule"]
+        assert "'code': '" in record["params"][0], record["rule"]

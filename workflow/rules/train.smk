@@ -1,0 +1,62 @@
+# One thread a run: seeds run side by side, and the sums, hence the bytes, do not depend on how
+# many cores a machine has.
+
+
+rule warm_up:
+    input:
+        feedback=labels_of_experiment,
+        validation="results/{dataset}/split/validation.parquet",
+        users="results/{dataset}/split/users.parquet",
+        catalogue="results/{dataset}/split/items.parquet",
+    output:
+        state="results/{dataset}/{experiment}/seed{seed}/warmup.safetensors",
+    log:
+        "logs/warm_up/{dataset}/{experiment}/seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/warm_up/{dataset}/{experiment}/seed{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        mem_mb=8000,
+        runtime="4h",
+        gpu=gpu,
+    params:
+        stage=stage(
+            "warm_up", "model", "training", "sampling", evaluation=part("evaluation", "mask")
+        ),
+    script:
+        "../scripts/warm_up.py"
+
+
+rule train:
+    input:
+        state="results/{dataset}/{experiment}/seed{seed}/warmup.safetensors",
+        similar_items=similar_items,
+        feedback=labels_of_experiment,
+        validation="results/{dataset}/split/validation.parquet",
+        users="results/{dataset}/split/users.parquet",
+        catalogue="results/{dataset}/split/items.parquet",
+    output:
+        model="results/{dataset}/{experiment}/seed{seed}/model.safetensors",
+        history="results/{dataset}/{experiment}/seed{seed}/history.parquet",
+    log:
+        "logs/train/{dataset}/{experiment}/seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/train/{dataset}/{experiment}/seed{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        mem_mb=8000,
+        runtime="12h",
+        gpu=gpu,
+    params:
+        stage=stage(
+            "train",
+            "model",
+            "training",
+            "sampling",
+            "mining",
+            evaluation=part("evaluation", "mask"),
+        ),
+    script:
+        "../scripts/train.py"

@@ -1,0 +1,29 @@
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refine.logs import job_log
+from refine.training.stages import train
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+
+def main(job):
+    with job_log(job.log[0]):
+        train(
+            Path(job.input.state),
+            Path(job.input.similar_items) if job.input.similar_items else None,
+            Path(job.input.feedback),
+            Path(job.input.validation),
+            Path(job.input.users),
+            Path(job.input.catalogue),
+            Path(job.output.model),
+            Path(job.output.history),
+            settings=job.params.stage,
+            seed=int(job.wildcards.seed),
+            device=job.config["device"],
+        )
+
+
+if __name__ == "__main__":
+    main(snakemake)
