@@ -30,8 +30,10 @@ from refine.models.registry import hyperparameters, load_model
 from refine.sampling import NegativeSampler, SamplingSettings
 from refine.tensors import read_tensors
 from refine.training.loop import Trainer, TrainingError
-from refine.training.stages import mine, train, warm_up
+from refine.training.mine import mine
 from refine.training.state import TrainingState
+from refine.training.train import train
+from refine.training.warm_up import warm_up
 
 # ---- Data ----
 

@@ -69,6 +69,8 @@ def test_a_setting_reruns_what_reads_it_and_what_follows(
         ("src/refine/feedback/controls.py", LABELLING | {"headline"}),
         ("src/refine/feedback/agreement.py", {"describe_feedback", "summarise", "headline"}),
         ("src/refine/sampling.py", TRAINING),
+        ("src/refine/mining.py", TRAINING - {"warm_up"}),
+        ("src/refine/training/train.py", TRAINING - {"warm_up", "mine_similar_items"}),
         ("src/refine/evaluation/stage.py", REPORTING),
         ("src/refine/evaluation/comparison.py", {"compare"}),
         ("src/refine/reporting/table.py", set()),

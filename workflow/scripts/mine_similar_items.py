@@ -2,7 +2,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refine.logs import job_log
-from refine.training.stages import mine
+from refine.training.mine import mine
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake

@@ -1,0 +1,123 @@
+"""Training from the warm-up on, with re-weighted negatives, until early stopping.
+
+Warm-up and training together are one unbroken run: the warm-up's last state goes on.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from refine.artifacts import HISTORY, ArtifactError, write_table
+from refine.data import TrainingData
+from refine.device import choose_device, deterministic
+from refine.evaluation.environment import environment
+from refine.mining import read_similar_items
+from refine.models.registry import save_model
+from refine.training.loop import Trainer, TrainingError
+from refine.training.mine import mine_items
+from refine.training.setup import Settings, new_trainer, run_identity
+from refine.training.state import TrainingState
+
+_logger = logging.getLogger(__name__)
+
+
+def train(
+    state: Path,
+    similar_items: Path | None,
+    feedback: Path,
+    validation: Path,
+    users: Path,
+    items: Path,
+    model: Path,
+    history: Path,
+    *,
+    settings: Settings,
+    seed: int,
+    device: str = "auto",
+) -> None:
+    """Trains from the warm-up until early stopping, and writes the best epoch's model.
+
+    Args:
+        state: of the warm-up.
+        similar_items: SIMILAR_ITEMS table; needed only where ``sampling.reweight`` is on and
+            ``mining.refresh`` is ``once``.
+        feedback: FEEDBACK table.
+        validation: RATINGS table.
+        users: users of the split.
+        items: items of the split.
+        model: the trained model, a safetensors file.
+        history: HISTORY table.
+        settings: sections ``model``, ``training``, ``sampling``, ``mining`` and ``evaluation``.
+        seed: that of the warm-up.
+        device: ``auto``, ``cpu`` or ``cuda``; of the same kind as for the warm-up.
+
+    Raises:
+        ArtifactError: the state belongs to another model, seed or kind of device.
+        ValueError: ``similar_items`` is needed and missing.
+    """
+    data = TrainingData.load(feedback, validation, users, items).to(choose_device(device))
+    trainer = new_trainer(data, settings, seed)
+    warmed_up, facts = TrainingState.load(state)
+    for name, value in run_identity(trainer, settings, seed).items():
+        if facts.get(name) != value:
+            raise ArtifactError(
+                f"{state}: was warmed up with {name} {facts.get(name)}, which is now {value}; "
+                "delete it and warm up again"
+            )
+    trainer.restore(warmed_up)
+
+    mining = settings["mining"]
+    with deterministic(data.device):
+        if not settings["sampling"]["reweight"]:
+            trainer.train()
+        elif mining["refresh"] == "epoch":
+            trainer.train(
+                before_epoch=lambda: _reweight(
+                    trainer, mine_items(trainer.model, mining)[0], mining
+                )
+            )
+            trainer.negatives.log_reweighting(data.rated)
+        elif similar_items is not None:
+            _reweight(trainer, read_similar_items(similar_items, data.n_items), mining)
+            trainer.negatives.log_reweighting(data.rated)
+            trainer.train()
+        else:
+            raise ValueError("re-weighting needs similar items: none were given")
+
+    _write(trainer, settings, seed, model, history)
+
+
+def _mine_anew(trainer: Trainer, mining: Mapping[str, Any]) -> None:
+    _reweight(trainer, mine_items(trainer.model, mining)[0], mining)
+
+
+def _reweight(trainer: Trainer, similar: torch.Tensor, mining: Mapping[str, Any]) -> None:
+    trainer.negatives.reweight(similar, mining["near_liked"], mining["near_disliked"])
+
+
+def _write(trainer: Trainer, settings: Settings, seed: int, model: Path, history: Path) -> None:
+    """Writes the best epoch's model, and the history of all epochs."""
+    if not trainer.history:
+        raise TrainingError("training.epochs is 0: there is no trained model")
+    best = trainer.best
+    _logger.info("best epoch: %d, validation recall@20 %.4f", trainer.best_epoch, best.recall)
+    save_model(
+        model,
+        settings["model"]["name"],
+        trainer.model.hyperparameters,
+        trainer.best_weights,
+        {
+            "seed": seed,
+            "epoch": trainer.best_epoch,
+            "epochs": trainer.epoch,
+            "validation": {"recall@20": best.recall, "ndcg@20": best.ndcg},
+            "trained_on": environment(trainer.generator.device),
+        },
+    )
+    losses, recalls, ndcgs = zip(*trainer.history, strict=True)
+    epochs = range(1, trainer.epoch + 1)
+    write_table(pa.table([epochs, losses, recalls, ndcgs], names=HISTORY.names), history, HISTORY)
