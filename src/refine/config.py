@@ -124,6 +124,21 @@ def validate(config: Config, schema: Config | Path) -> None:
         )
 
 
+def require_warm_up_to_end(config: Config, dataset: str, experiment: str) -> None:
+    """Checks an experiment that is to be run; of others it would be a fault that harms nobody.
+
+    Raises:
+        ConfigError: the warm-up outlasts the training, so that nothing would be re-weighted.
+    """
+    training = settings(config, dataset, experiment)["training"]
+    if training["warmup_epochs"] > training["epochs"]:
+        raise ConfigError(
+            f"{dataset}, experiment {experiment}: training.warmup_epochs "
+            f"({training['warmup_epochs']}) exceeds training.epochs ({training['epochs']}); "
+            f"lower the one or raise the other (the entry of {dataset} may set them)"
+        )
+
+
 def _nearest(name: Any, known: list[str]) -> str:
     matches = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return f"did you mean '{matches[0]}'?" if matches else f"known are: {', '.join(sorted(known))}"
@@ -219,10 +234,3 @@ def _contradictions(config: Config) -> Iterator[str]:
         split = settings(config, dataset)["split"]
         if split["validation"] + split["test"] >= 1:
             yield f"{dataset}: split.validation and split.test leave nothing to train on"
-        for experiment in config["experiments"]:
-            training = settings(config, dataset, experiment)["training"]
-            if training["warmup_epochs"] > training["epochs"]:
-                yield (
-                    f"{dataset}, experiment {experiment}: training.warmup_epochs "
-                    f"({training['warmup_epochs']}) exceeds training.epochs ({training['epochs']})"
-                )

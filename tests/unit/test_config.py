@@ -165,11 +165,15 @@ def test_splits_must_leave_something_to_train_on(config: dict[str, Any]) -> None
     )
 
 
-def test_the_warm_up_may_not_outlast_the_training(config: dict[str, Any]) -> None:
-    overlay = {"refine": {"training": {"warmup_epochs": 2000}}}
-    found = faults(config, experiments=overlay)
-    assert len(found) == len(config["datasets"])
-    assert "demo, experiment refine: training.warmup_epochs (2000) exceeds" in found[0]
+def test_the_warm_up_of_what_is_run_may_not_outlast_the_training(config: dict[str, Any]) -> None:
+    config = settings_of.merge(
+        config, {"experiments": {"refine": {"training": {"warmup_epochs": 2000}}}}
+    )
+    settings_of.require_warm_up_to_end(config, "demo", "lightgcn")
+    with pytest.raises(
+        settings_of.ConfigError, match=r"demo, experiment refine: .* \(2000\) exceeds"
+    ):
+        settings_of.require_warm_up_to_end(config, "demo", "refine")
 
 
 def test_overlays_lie_over_each_other_in_order(config: dict[str, Any]) -> None:

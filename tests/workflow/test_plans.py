@@ -160,6 +160,17 @@ def test_a_faulty_configuration_is_refused(
     assert "Traceback" not in done.stdout
 
 
+def test_a_warm_up_that_outlasts_the_training_concerns_only_who_runs_it(
+    pipeline: Pipeline,
+) -> None:
+    configfile = pipeline.configure(datasets={"demo": {"training": {"warmup_epochs": 5}}})
+    assert pipeline.planned("results/ml100k/metrics.json", configfile=configfile)
+    done = pipeline.attempt("results/demo/metrics.json", "--dry-run", configfile=configfile)
+    assert done.returncode != 0
+    assert "training.warmup_epochs (5) exceeds training.epochs (4)" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def test_lists_on_the_command_line_are_refused_with_the_way_out(pipeline: Pipeline) -> None:
     done = pipeline.attempt("--dry-run", "--config", "seeds=[1]")
     assert done.returncode != 0

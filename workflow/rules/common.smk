@@ -100,6 +100,10 @@ def template(wildcards):
 
 
 def labels_of_experiment(wildcards):
+    try:
+        settings_of.require_warm_up_to_end(config, wildcards.dataset, wildcards.experiment)
+    except settings_of.ConfigError as error:
+        sys.exit(str(error))
     judge = settings_of.judge_of(config, wildcards.dataset, wildcards.experiment)
     return f"results/{wildcards.dataset}/{judge}/feedback.parquet"
 
