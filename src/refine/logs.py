@@ -11,7 +11,11 @@ from pathlib import Path
 def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Logs the ``refine`` loggers to ``path`` and standard error for the length of a job.
 
-    An exception is logged with its traceback and raised again.
+    An error ends the process with status 1: one of our own with its message, which says what to
+    do, any other with its traceback.
+
+    Raises:
+        SystemExit: the job failed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,9 +30,10 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
         logger.addHandler(handler)
     try:
         yield logger
-    except BaseException:
-        logger.exception("the job failed")
-        raise
+    except Exception as error:
+        expected = type(error).__module__.startswith(f"{logger.name}.")
+        logger.error(error, exc_info=not expected)
+        raise SystemExit(1) from None
     finally:
         for handler in handlers:
             logger.removeHandler(handler)

@@ -5,7 +5,6 @@ rule fetch_ratings:
         "logs/fetch_ratings/{dataset}.log",
     benchmark:
         "logs/benchmarks/fetch_ratings/{dataset}.tsv"
-    retries: 3
     localrule: True
     conda:
         "../../envs/prepare.yaml"
@@ -25,7 +24,6 @@ rule fetch_release_labels:
         "logs/fetch_release_labels/{dataset}.log",
     benchmark:
         "logs/benchmarks/fetch_release_labels/{dataset}.tsv"
-    retries: 3
     localrule: True
     conda:
         "../../envs/prepare.yaml"
