@@ -4,19 +4,16 @@ What does not change between two passes (which items are masked, which are targe
 once, so that the pass after each training epoch costs little more than its matrix product.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from refine.data import Pairs
 from refine.evaluation.metrics import list_metrics, user_metrics
+from refine.models.base import Scorer
 from refine.topk import NO_ITEM, RankingError, top_k
-
-Scorer: TypeAlias = Callable[[Tensor], Tensor]
-"""Scores of all items for some users: int64 [b] -> floating point [b, items]."""
 
 _BLOCK_CELLS = {"cpu": 2**20, "cuda": 2**25}  # scores held at once; on CPU they stay near the cache
 

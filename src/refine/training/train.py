@@ -75,11 +75,7 @@ def train(
         if not settings["sampling"]["reweight"]:
             trainer.train()
         elif mining["refresh"] == "epoch":
-            trainer.train(
-                before_epoch=lambda: _reweight(
-                    trainer, mine_items(trainer.model, mining)[0], mining
-                )
-            )
+            trainer.train(before_epoch=lambda: _mine_anew(trainer, mining))
             trainer.negatives.log_reweighting(data.rated)
         elif similar_items is not None:
             _reweight(trainer, read_similar_items(similar_items, data.n_items), mining)
