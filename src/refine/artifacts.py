@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,20 @@ PROMPTS = _schema(
     user=pa.int32(),
     chunk=pa.int32(),
     candidates=pa.list_(pa.int32()),
-    text=pa.string(),
+    instructions=pa.string(),
+    context=pa.string(),
+    question=pa.string(),
+    context_tokens_or_null=pa.int32(),
     tokens_or_null=pa.int32(),
+    dropped=pa.int32(),
 )
-"""One question to a judge: which of these items (codes, in the order shown) may the user like?"""
+"""One question to a judge: which of these items (codes, in the order shown) may the user like?
+
+``instructions`` are the same for all, ``context`` for all prompts of a user; an engine reads both
+once. Tokens are counted where the judge has a tokenizer: ``tokens`` of the whole prompt as the
+engine gets it, ``context_tokens`` of what stands before the question. ``dropped`` is how many
+entries of the user's lists were left out to make the prompt fit.
+"""
 
 ANSWERS = _schema(
     prompt_id=pa.string(),
@@ -65,7 +75,7 @@ ANSWERS = _schema(
 """One answer: the items picked among the prompt's candidates, or a status that says why none is.
 
 ``status`` is one of ANSWER_STATUSES; ``scores`` holds one number a candidate, in the prompt's
-order, where the judge has any. ``left_out`` holds the candidates on which an answered prompt gives
+order, where the judge has any: log-odds of a like. ``left_out`` holds the candidates on which an answered prompt gives
 no verdict, usually none: a control that copies another judge's coverage leaves out what that judge
 did.
 """
@@ -130,19 +140,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_table(table: pa.Table, path: Path, schema: pa.Schema | None = None) -> None:
+def write_table(
+    table: pa.Table,
+    path: Path,
+    schema: pa.Schema | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a Parquet file, whole or not at all.
 
     Args:
         table: the rows; its columns are selected and cast to ``schema`` where one is given.
         path: the destination.
         schema: one of this module's schemas.
+        metadata: texts by name, kept in the file's schema.
 
     Raises:
         ArtifactError: a column is missing, cannot be cast, or holds nulls that it must not.
     """
     if schema is not None:
         table = _conform(table, schema, path, table.column_names)
+    if metadata:
+        table = table.replace_schema_metadata(dict(metadata))
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

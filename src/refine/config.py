@@ -17,7 +17,7 @@ from jsonschema.exceptions import ValidationError
 
 Config = Mapping[str, Any]
 
-SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "refine", "labels")
+SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "probe", "refine", "labels")
 """Sections that all experiments of a dataset share: only a dataset may override them."""
 
 EXPERIMENT_SECTIONS = ("model", "training", "mining", "sampling", "evaluation")
