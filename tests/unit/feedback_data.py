@@ -10,8 +10,15 @@ from hypothesis import strategies as st
 
 from refine.artifacts import FEEDBACK, RATINGS, write_json, write_table
 
-TEMPLATE = Path(__file__).parents[2] / "config/prompts/select.txt"
-PROMPTING = {"chunk": 5, "seed": 2024}
+TEMPLATES = Path(__file__).parents[2] / "config/prompts"
+TEMPLATE = TEMPLATES / "numbers.yaml"
+PROMPTING = {
+    "answer": "numbers",
+    "chunk": 5,
+    "favourites": "popularity",
+    "name_dataset": False,
+    "seed": 2024,
+}
 
 Rows = list[tuple[int | str, int | str, int]]
 
