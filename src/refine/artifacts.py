@@ -75,9 +75,9 @@ ANSWERS = _schema(
 """One answer: the items picked among the prompt's candidates, or a status that says why none is.
 
 ``status`` is one of ANSWER_STATUSES; ``scores`` holds one number a candidate, in the prompt's
-order, where the judge has any: log-odds of a like. ``left_out`` holds the candidates on which an answered prompt gives
-no verdict, usually none: a control that copies another judge's coverage leaves out what that judge
-did.
+order, where the judge has any: log-odds of a like. ``left_out`` holds the candidates on which an
+answered prompt gives no verdict, usually none: a control that copies another judge's coverage
+leaves out what that judge did.
 """
 
 ANSWERED = "answered"

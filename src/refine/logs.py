@@ -11,6 +11,8 @@ from pathlib import Path
 def job_log(path: str | Path) -> Iterator[logging.Logger]:
     """Logs the ``refine`` loggers to ``path`` and standard error for the length of a job.
 
+    What is for the curious, such as the output of an engine, goes to the file alone.
+
     An error ends the process with status 1: one of our own with its message, which says what to
     do, any other with its traceback.
 
@@ -20,10 +22,11 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("refine")
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.DEBUG)
     to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setLevel(logging.INFO)
     to_terminal.setFormatter(logging.Formatter("%(message)s"))
     handlers = (to_file, to_terminal)
     for handler in handlers:

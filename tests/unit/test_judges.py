@@ -1,11 +1,14 @@
+import json
 import math
 import subprocess
 import sys
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from feedback_data import (
     PROMPTING,
@@ -28,19 +31,23 @@ from refine.artifacts import (
     UNDECIDED,
     read_json,
     read_table,
+    write_json,
 )
+from refine.feedback import availability
 from refine.feedback.agreement import describe_feedback
 from refine.feedback.availability import unavailable
 from refine.feedback.judges import JudgeError, answer_prompts
 from refine.feedback.labels import label_answers
 from refine.feedback.profile import SMOOTHING
 from refine.feedback.prompts import write_prompts
-from refine.feedback.registry import JUDGES, judge_module
+from refine.feedback.registry import ENGINES, JUDGES, judge_modules
 from refine.feedback.release import label_from_release
 
 quick = settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+NO_LLM = sorted(JUDGES.keys() - ENGINES.keys())
 
 JUDGE_SETTINGS: dict[str, dict[str, Any]] = {
     "all": {},
@@ -56,14 +63,26 @@ def ask(
     like: Path | None = None,
     shard: int = 1,
     shards: int = 1,
+    probe: Path | None = None,
+    min_auc: float | None = None,
     **changes: Any,
 ) -> pl.DataFrame:
     prompts, output = split.folder / "prompts.parquet", split.folder / "answers.parquet"
     if not prompts.exists():
-        write_prompts(*split.tables, TEMPLATE, prompts, prompts=PROMPTING)
+        write_prompts(*split.tables, TEMPLATE, prompts, prompts=PROMPTING, judge={}, dataset="Demo")
     judge = {"kind": kind} | JUDGE_SETTINGS.get(kind, {}) | changes
     answer_prompts(
-        prompts, split.train, split.items, like, output, judge=judge, shard=shard, shards=shards
+        prompts,
+        split.train,
+        split.items,
+        like,
+        output,
+        judge=judge,
+        shard=shard,
+        shards=shards,
+        cache=split.folder / "cache",
+        probe=probe,
+        min_auc=min_auc,
     )
     return pl.DataFrame(read_table(output, ANSWERS))
 
@@ -98,7 +117,7 @@ def many_threes(folder: Path, users: int = 40, items: int = 30) -> Split:
 
 @quick
 @given(rows=ratings_strategy(), shards=st.integers(1, 4))
-@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.parametrize("kind", NO_LLM)
 def test_shards_together_answer_as_one(
     tmp_path: Path, kind: str, rows: list[tuple[int, int, int]], shards: int
 ) -> None:
@@ -148,10 +167,8 @@ def test_popularity_picks_the_most_rated_first_over_all_users(tmp_path: Path) ->
     # Ratings an item: 4, 2, 1. Candidates: item 1 for users 1, 2 and 4, item 2 for 1, item 3 for 2.
     assert picks(split, ask(split, "popularity", yes_rate=0.8)) == {(1, 1), (2, 1), (4, 1), (1, 2)}
     assert picks(split, ask(split, "popularity", yes_rate=0.4)) == {(1, 1), (2, 1)}
-    assert ask(split, "popularity")["scores"].to_list() == [
-        [{0: 4.0, 1: 2.0, 2: 1.0}[item] for item in row]
-        for row in pl.read_parquet(tmp_path / "prompts.parquet")["candidates"].to_list()
-    ]
+    # How often an item was rated is no log-odds of a like, which is what scores are.
+    assert ask(split, "popularity")["scores"].is_null().all()
 
 
 def test_like_copies_coverage_and_yes_rate(tmp_path: Path) -> None:
@@ -191,7 +208,8 @@ def test_like_copies_coverage_and_yes_rate(tmp_path: Path) -> None:
         tmp_path / "prompts.parquet",
         [tmp_path / "answers.parquet"],
         feedback,
-        labels={"unasked_low_ratings": "confirmed"},
+        labels={"unasked_low_ratings": "confirmed", "threshold": None},
+        max_undecided=0,
     )
     labelled = pl.read_parquet(feedback)
     assert set(labelled.filter(label=UNDECIDED)["reason"]) == {"left_out"}
@@ -224,7 +242,8 @@ def test_controls_like_the_release(mirror: Path, tmp_path: Path) -> None:
             tmp_path / "prompts.parquet",
             [tmp_path / "answers.parquet"],
             feedback,
-            labels={"unasked_low_ratings": "confirmed"},
+            labels={"unasked_low_ratings": "confirmed", "threshold": None},
+            max_undecided=0,
         )
         # Like for like: what the release leaves undecided the controls do too, and besides only
         # six 2s, whose users rated nothing 3, so that no prompt asks about anything of theirs.
@@ -335,7 +354,7 @@ def test_profile_prefers_what_resembles_the_likes(tmp_path: Path) -> None:
     assert picks(split, ask(split, "profile")) == {(1, 21)}
 
 
-@pytest.mark.parametrize("kind", ["vllm", "release", "nonsense"])
+@pytest.mark.parametrize("kind", ["threshold", "release", "nonsense"])
 def test_only_judges_that_answer_prompts_are_asked(tmp_path: Path, kind: str) -> None:
     with pytest.raises(JudgeError, match=f"{kind} answers no prompts.*profile"):
         ask(write_split(tmp_path, [(1, 1, 3)]), kind)
@@ -355,17 +374,64 @@ def test_answers_that_do_not_fit_the_prompts_are_refused(
     assert not (tmp_path / "answers.parquet").exists()
 
 
-def test_availability() -> None:
+def test_answers_say_what_gave_them(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [(1, 1, 3)])
+    ask(split, "random", yes_rate=0.5)
+    settings = {"kind": "random", "yes_rate": 0.5, "seed": 2024}
+    metadata = pq.read_schema(tmp_path / "answers.parquet").metadata
+    assert json.loads(metadata[b"judge"]) == {
+        "settings": settings,
+        "identity": settings,
+        "facts": {},
+    }
+
+
+def test_a_judge_that_fails_its_probe_is_not_asked(tmp_path: Path) -> None:
+    split, probe = write_split(tmp_path, [(1, 1, 3)]), tmp_path / "probe.json"
+    for auc, words in ((0.5499, "AUC of 0.550.*asks for 0.55;"), (None, "no verdicts at all")):
+        write_json({"auc": auc}, probe)
+        with pytest.raises(JudgeError, match=words):
+            ask(split, "all", probe=probe, min_auc=0.55)
+        assert not (tmp_path / "answers.parquet").exists()
+        ask(split, "all", probe=probe)
+        (tmp_path / "answers.parquet").unlink()
+    write_json({"auc": 0.55}, probe)
+    ask(split, "all", probe=probe, min_auc=0.55)
+
+
+def test_judges_without_an_llm_are_available_anywhere() -> None:
     published = {"title": "T", "release": {"at": "mirror"}}
-    for kind in (*JUDGES, "threshold", "release"):
+    for kind in (*NO_LLM, "threshold", "release"):
         assert unavailable({"kind": kind}, published) is None
-    for kind in ("release", "vllm", "openai"):
-        reason = unavailable({"kind": kind}, {"title": "T"})
-        assert reason is not None
-        assert "--config judge=profile" in reason
+    reason = unavailable({"kind": "release"}, {"title": "T"})
+    assert reason is not None
+    assert "--config judge=profile" in reason
     unknown = unavailable({"kind": "psychic"}, published)
     assert unknown is not None
     assert "psychic" in unknown
+    assert "vllm" in unknown
+
+
+def test_vllm_is_available_where_it_is_or_will_be_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(availability, "engine_python", lambda: "/env/bin/python")
+    assert unavailable({"kind": "vllm"}, {}) is None
+    monkeypatch.setattr(availability, "engine_python", lambda: None)
+    assert unavailable({"kind": "vllm"}, {}, deployed=True) is None
+    reason = unavailable({"kind": "vllm"}, {})
+    assert reason is not None
+    for remedy in ("--sdm conda", "make llm", "docs/llm.md", "--config judge=profile"):
+        assert remedy in reason
+
+
+def test_an_endpoint_needs_the_name_of_its_model() -> None:
+    judge = {"kind": "openai", "url": "http://localhost:8000/v1", "model": None}
+    reason = unavailable(judge, {}, deployed=True)
+    assert reason is not None
+    for remedy in ("`model`", "localhost:8000", "docs/llm.md", "--config judge=profile"):
+        assert remedy in reason
+    assert unavailable(judge | {"model": "llama3"}, {}) is None
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -376,15 +442,27 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_availability_needs_the_standard_library_only() -> None:
-    loaded = loaded_after("import refine.feedback.availability")
+    loaded = loaded_after("import refine.feedback.availability, refine.feedback.identity")
     assert not loaded & {"polars", "pyarrow", "numpy", "torch"}
 
 
 def test_judges_and_labels_do_not_know_of_each_other() -> None:
-    judges = {judge_module(kind) for kind in JUDGES}
+    # The worker runs by itself, in the engine's environment.
+    judges = {module for kind in JUDGES for module in judge_modules(kind)}
+    judges -= {"refine.feedback.llm.worker"}
     everybody = loaded_after(f"import refine.feedback.judges, {', '.join(sorted(judges))}")
     assert not everybody & {"refine.feedback.labels", "refine.feedback.prompts"}
     # One judge's code does not reach another's either, or an edit would spoil its answers.
     assert not loaded_after("import refine.feedback.judges") & judges
     labellers = loaded_after("import refine.feedback.labels, refine.feedback.release")
     assert not labellers & {*judges, "refine.feedback.judges", "refine.feedback.tasks"}
+
+
+def test_the_modules_of_a_kind_are_all_that_are_loaded_by_name() -> None:
+    llm = "refine.feedback.llm"
+    assert judge_modules("profile") == ["refine.feedback.profile"]
+    assert judge_modules("vllm") == [f"{llm}.judge", f"{llm}.vllm", f"{llm}.worker"]
+    assert judge_modules("openai") == [f"{llm}.judge", f"{llm}.endpoint"]
+    for engine in ENGINES.values():
+        module, _, function = engine.partition(":")
+        assert callable(getattr(import_module(module), function))

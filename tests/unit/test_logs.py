@@ -35,3 +35,13 @@ def test_a_job_that_ends_well_leaves_its_lines_and_no_handler(tmp_path: Path) ->
     logger.info("after the job")
     assert (tmp_path / "job.log").read_text().endswith(" INFO 938 users\n")
     assert logger.handlers == []
+
+
+def test_what_an_engine_prints_is_for_the_log_file_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with job_log(tmp_path / "job.log"):
+        logging.getLogger("refine.engine").debug("Capturing CUDA graphs")
+        logging.getLogger("refine.ask").info("the engine is ready")
+    assert capsys.readouterr().err == "the engine is ready\n"
+    assert " DEBUG Capturing CUDA graphs\n" in (tmp_path / "job.log").read_text()

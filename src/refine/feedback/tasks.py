@@ -1,11 +1,13 @@
 """What a judge is given, and the form in which judges that look at single candidates answer."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from refine.artifacts import (
     ANSWERED,
@@ -18,6 +20,8 @@ from refine.artifacts import (
 
 _QUESTIONS = pa.schema([PROMPTS.field(name) for name in ("prompt_id", "user", "candidates")])
 
+_ROWS_READ_AT_ONCE = 1024
+
 
 @dataclass(frozen=True)
 class Task:
@@ -28,25 +32,33 @@ class Task:
         train: the train ratings.
         items: the items' codes, ids, titles and genres.
         like: feedback.parquet of the judge whose coverage and yes rate a control copies.
-        output: where the answers will be written; a judge that works for hours may keep what it has
-            so far beside it.
+        cache: the folder in which judges may keep answers, across runs and datasets.
         settings: the judge's entry in the config.
         shard: which shard to answer, from 1.
         shards: how many there are.
+        facts: what the judge finds out about itself and wants kept with its answers, as JSON values
+            by name.
     """
 
     prompts: Path
     train: Path
     items: Path
     like: Path | None
-    output: Path
+    cache: Path
     settings: dict[str, Any]
     shard: int
     shards: int
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def share(self) -> pl.DataFrame:
         """The prompts of this shard without their text: prompt_id, user, candidates."""
         return pl.DataFrame(read_table(self.prompts, _QUESTIONS)).filter(self._mine())
+
+    def blocks(self) -> Iterator[pl.DataFrame]:
+        """The prompts of this shard with their text, in order, a few at a time."""
+        with pq.ParquetFile(self.prompts) as file:
+            for batch in file.iter_batches(_ROWS_READ_AT_ONCE):
+                yield pl.DataFrame(batch).filter(self._mine())
 
     def candidates(self) -> pl.DataFrame:
         """The candidates of all shards, in order: prompt_id, user, item, asked, picked_by_like.
