@@ -3,12 +3,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from feedback_data import write_feedback, write_source, write_split
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refine.artifacts import CONFIRMED, FALSELY_IDENTIFIED, POSITIVE, UNDECIDED, read_json
+from refine.artifacts import (
+    CONFIRMED,
+    FALSELY_IDENTIFIED,
+    FEEDBACK,
+    POSITIVE,
+    UNDECIDED,
+    read_json,
+    write_table,
+)
 from refine.feedback.agreement import TruthError, agreement, describe_feedback
 
 # A generous and a strict user: items 3 and 4 are candidates of the first, 1, 2 and 3 of the second.
@@ -36,7 +45,9 @@ def describe(tmp_path: Path) -> Describe:
     feedback = write_feedback(tmp_path / "feedback.parquet", coded)
 
     def run(
-        truth: list[str] | None = None, header: str = "user_id,item_id,falsely_identified"
+        truth: list[str] | None = None,
+        header: str = "user_id,item_id,falsely_identified",
+        **others: list[str],
     ) -> Any:
         files = {}
         if truth is not None:
@@ -44,7 +55,14 @@ def describe(tmp_path: Path) -> Describe:
             files["truth"].write_text("\n".join([header, *truth]) + "\n")
         source = write_source(tmp_path / "source.json", **files)
         output = tmp_path / "refinement.json"
-        describe_feedback(feedback, split.users, split.items, source, output)
+        paths = {
+            name: write_feedback(
+                tmp_path / f"{name}.parquet",
+                [(*row[:3], label) for row, label in zip(coded, labels, strict=True)],
+            )
+            for name, labels in others.items()
+        }
+        describe_feedback(feedback, split.users, split.items, source, output, others=paths)
         return read_json(output)
 
     return run
@@ -79,8 +97,59 @@ def test_counts(describe: Describe) -> None:
         "yes_rate": 0.5,
         "users": 2,
         "users_decided": 2,
+        "undecided": {"given": 1},
+    }
+    assert report["candidates_by_rating"] == {
+        "2": {"total": 2, "decided": 1, "picked": 1, "yes_rate": 1.0},
+        "3": {"total": 3, "decided": 3, "picked": 1, "yes_rate": 1 / 3},
     }
     assert report["truth"] is None
+    assert report["other_judges"] == {}
+
+
+def test_undecided_candidates_are_counted_by_cause(tmp_path: Path) -> None:
+    split = write_split(tmp_path, [("a", item, 3) for item in range(6)] + [("a", 6, 5)])
+    reasons = ["picked", "missing", "unparseable", "missing", "left_out", "truncated"]
+    labels = [FALSELY_IDENTIFIED] + [UNDECIDED] * 5
+    rows = [(0, item, 3, label) for item, label in enumerate(labels)] + [(0, 6, 5, POSITIVE)]
+    feedback = write_feedback(tmp_path / "feedback.parquet", rows)
+    table = pl.read_parquet(feedback).with_columns(reason=pl.Series([*reasons, "rating"]))
+    write_table(table.to_arrow(), feedback, FEEDBACK)
+    output = tmp_path / "refinement.json"
+    describe_feedback(
+        feedback, split.users, split.items, write_source(tmp_path / "source.json"), output
+    )
+    causes = {"left_out": 1, "missing": 2, "truncated": 1, "unparseable": 1}
+    assert read_json(output)["candidates"]["undecided"] == causes
+    assert read_json(output)["reasons"][UNDECIDED] == causes
+
+
+def test_other_judges_are_compared_over_what_both_decided(describe: Describe) -> None:
+    # The candidates are a-y (yes), a-z (no), b-w (yes), b-x (no) and b-y (undecided).
+    mine = [label for *_, label, _ in ROWS]
+    opposite = {FALSELY_IDENTIFIED: CONFIRMED, CONFIRMED: FALSELY_IDENTIFIED}
+    # Another judge that says yes to a-y and b-y, no to a-z and b-w, and nothing on b-x.
+    theirs = dict(zip([row[:2] for row in ROWS], mine, strict=True)) | {
+        ("b", "w"): CONFIRMED,
+        ("b", "x"): UNDECIDED,
+        ("b", "y"): FALSELY_IDENTIFIED,
+    }
+    found = describe(
+        same=mine,
+        against=[opposite.get(label, label) for label in mine],
+        another=list(theirs.values()),
+        silent=[UNDECIDED if label in opposite else label for label in mine],
+    )["other_judges"]
+    assert found["same"] == {"n": 4, "yes_rate": 0.5, "their_yes_rate": 0.5, "kappa": 1.0}
+    assert found["against"] == {"n": 4, "yes_rate": 0.5, "their_yes_rate": 0.5, "kappa": -1.0}
+    # yes/yes, no/no, yes/no: p = 2/3, e = (2/3)(1/3) + (1/3)(2/3) = 4/9, kappa = 2/5.
+    assert found["another"] == {
+        "n": 3,
+        "yes_rate": 2 / 3,
+        "their_yes_rate": 1 / 3,
+        "kappa": pytest.approx(0.4),
+    }
+    assert found["silent"] == {"n": 0, "yes_rate": None, "their_yes_rate": None, "kappa": None}
 
 
 @pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("true", "false"), ("True", "False")])

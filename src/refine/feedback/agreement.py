@@ -1,6 +1,7 @@
 """What a judge decided, in numbers: refinement.json."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from refine.artifacts import (
     LABELS,
     POSITIVE,
     POSITIVE_RATING,
+    UNDECIDED,
     read_json,
     read_table,
     write_json,
@@ -31,8 +33,16 @@ class TruthError(ValueError):
     """The file that says which low ratings were falsely identified cannot be used."""
 
 
-def describe_feedback(feedback: Path, users: Path, items: Path, source: Path, output: Path) -> None:
-    """Counts labels, and compares them with the truth where the dataset comes with it.
+def describe_feedback(
+    feedback: Path,
+    users: Path,
+    items: Path,
+    source: Path,
+    output: Path,
+    *,
+    others: Mapping[str, Path] | None = None,
+) -> None:
+    """Counts labels, and compares them with the truth, where there is any, and with other judges'.
 
     Candidates are counted by the published rule, whatever the judge was asked: so all judges are
     compared on the same ratings.
@@ -44,11 +54,13 @@ def describe_feedback(feedback: Path, users: Path, items: Path, source: Path, ou
         source: source.json of the dataset; its role ``truth``, if any, names a CSV with user_id,
             item_id and falsely_identified.
         output: refinement.json.
+        others: feedback.parquet of other judges on the same ratings, by name.
 
     Raises:
         TruthError: the truth cannot be read.
     """
     ratings = assign_roles(pl.DataFrame(read_table(feedback, FEEDBACK)))
+    candidates = ratings.filter(role=CANDIDATE)
     truth = read_json(source)["files"].get("truth")
     report = {
         "ratings": len(ratings),
@@ -58,10 +70,23 @@ def describe_feedback(feedback: Path, users: Path, items: Path, source: Path, ou
         "labels": {label: ratings.filter(label=label).height for label in LABELS},
         "reasons": _table(ratings, "label", "reason"),
         "by_rating": _table(ratings, "rating", "label"),
-        "candidates": _coverage(ratings.filter(role=CANDIDATE)),
+        "candidates": {
+            **_coverage(candidates),
+            "users": candidates["user"].n_unique(),
+            "users_decided": _decided(candidates)["user"].n_unique(),
+            "undecided": _counts(candidates.filter(label=UNDECIDED)["reason"]),
+        },
+        "candidates_by_rating": {
+            str(rating): _coverage(candidates.filter(rating=rating))
+            for rating in candidates["rating"].unique().sort()
+        },
         "truth": None
         if truth is None
         else _against(ratings, source.parent / truth["path"], users, items),
+        "other_judges": {
+            name: _beside(candidates, pl.DataFrame(read_table(path, FEEDBACK)))
+            for name, path in (others or {}).items()
+        },
     }
     write_json(report, output)
 
@@ -97,17 +122,36 @@ def agreement(decided: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, 
     }
 
 
+def _decided(ratings: pl.DataFrame) -> pl.DataFrame:
+    """The ratings with a verdict, which is in the column ``yes``."""
+    verdicts = ratings.filter(pl.col("label").is_in((FALSELY_IDENTIFIED, CONFIRMED)))
+    return verdicts.with_columns(yes=pl.col("label") == FALSELY_IDENTIFIED)
+
+
 def _coverage(candidates: pl.DataFrame) -> dict[str, Any]:
-    """How many candidates, and users with any, have a verdict; and how many verdicts are yes."""
-    decided = candidates.filter(pl.col("label").is_in((FALSELY_IDENTIFIED, CONFIRMED)))
-    picked = decided.filter(label=FALSELY_IDENTIFIED)
+    """How many candidates have a verdict, and how many verdicts are yes."""
+    decided = _decided(candidates)
+    picked = int(decided["yes"].sum())
     return {
         "total": len(candidates),
         "decided": len(decided),
-        "picked": len(picked),
-        "yes_rate": _ratio(len(picked), len(decided)),
-        "users": candidates["user"].n_unique(),
-        "users_decided": decided["user"].n_unique(),
+        "picked": picked,
+        "yes_rate": _ratio(picked, len(decided)),
+    }
+
+
+def _beside(candidates: pl.DataFrame, other: pl.DataFrame) -> dict[str, Any]:
+    """The agreement with another judge over the candidates that both decided."""
+    both = _decided(candidates).join(
+        _decided(other).select("user", "item", other="yes"), on=("user", "item")
+    )
+    found = agreement(both["yes"].to_numpy(), both["other"].to_numpy())
+    # Neither judge is the truth, so that precision and recall would say nothing.
+    return {
+        "n": found["n"],
+        "yes_rate": found["yes_rate"],
+        "their_yes_rate": found["base_rate"],
+        "kappa": found["kappa"],
     }
 
 
@@ -120,14 +164,11 @@ def _against(ratings: pl.DataFrame, path: Path, users: Path, items: Path) -> dic
     known = ratings.filter(pl.col("rating") < POSITIVE_RATING).join(
         _read_truth(path, users, items), on=("user", "item")
     )
-    decided = known.filter(
-        pl.col("role") == CANDIDATE, pl.col("label").is_in((FALSELY_IDENTIFIED, CONFIRMED))
-    )
-    yes = decided["label"] == FALSELY_IDENTIFIED
+    decided = _decided(known.filter(role=CANDIDATE))
     hidden = known.filter("truth")
     found = hidden.filter(label=FALSELY_IDENTIFIED)
     result = {
-        **agreement(yes.to_numpy(), decided["truth"].to_numpy()),
+        **agreement(decided["yes"].to_numpy(), decided["truth"].to_numpy()),
         "found": _ratio(len(found), len(hidden)),
         "low_ratings": len(known),
     }
@@ -167,6 +208,11 @@ def _table(ratings: pl.DataFrame, rows: str, columns: str) -> dict[str, dict[str
     for row, column, count in ratings.group_by(rows, columns).len().sort(rows, columns).iter_rows():
         table.setdefault(str(row), {})[str(column)] = count
     return table
+
+
+def _counts(values: pl.Series) -> dict[str, int]:
+    """How often each value occurs, sorted by value."""
+    return dict(sorted(values.value_counts().iter_rows()))
 
 
 def _ratio(part: int, whole: int) -> float | None:

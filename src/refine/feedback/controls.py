@@ -37,16 +37,12 @@ def pick_random(task: Task) -> pl.DataFrame:
 def pick_popular(task: Task) -> pl.DataFrame:
     """Picks the most rated candidates, over all users as many as the yes rate gives."""
     candidates = task.candidates()
-    counts = (
-        pl.DataFrame(read_table(task.train, RATINGS))
-        .group_by("item")
-        .agg(score=pl.len().cast(pl.Float32))
-    )
+    counts = pl.DataFrame(read_table(task.train, RATINGS)).group_by("item").agg(popularity=pl.len())
     candidates = candidates.join(counts, on="item", how="left", maintain_order="left")
     asked = candidates["asked"]
     picks = round(_yes_rate(task, candidates) * int(asked.sum()))
     best_first = candidates.with_row_index().filter("asked")
-    best_first = best_first.sort("score", "item", "user", descending=[True, False, False])
+    best_first = best_first.sort("popularity", "item", "user", descending=[True, False, False])
     picked = np.zeros(len(candidates), dtype=np.bool_)
     picked[best_first["index"].head(picks).to_numpy()] = True
     return task.answers(candidates.with_columns(picked=pl.Series(picked)))

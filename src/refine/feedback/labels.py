@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from refine.artifacts import (
+    ANSWER_STATUSES,
     ANSWERED,
     ANSWERS,
     CONFIRMED,
@@ -27,19 +28,38 @@ log = logging.getLogger("refine.labels")
 
 _QUESTIONS = pa.schema([PROMPTS.field(name) for name in ("prompt_id", "user", "candidates")])
 _VERDICTS = pa.schema(
-    [ANSWERS.field(name) for name in ("prompt_id", "status", "picked", "left_out")]
+    [ANSWERS.field(name) for name in ("prompt_id", "status", "picked", "left_out", "scores")]
 )
+
+_UNUSABLE = tuple(status for status in ANSWER_STATUSES if status != ANSWERED)
 
 _UNASKED_IN_DOUBT = 3
 """A rating from here up that no prompt asks about stays undecided whatever the settings say."""
 
 
+_REMEDIES = {
+    "unparseable": "Unparseable: see in the column `text` what the model says instead; set the "
+    "judge's `strategy: score`, or `form: chat` for a model made for chats, or take another model.",
+    "truncated": "Truncated: see in the column `text` what the model goes on about; lower "
+    "prompts.chunk, or set the judge's `strategy: score`.",
+    "missing": "Missing: the log of answer_prompts says why; delete the answers and run again, "
+    "which asks about these alone.",
+}
+"""What to do about candidates without a usable answer, by cause."""
+
+
 class LabelError(ValueError):
-    """Answers, prompts and train ratings do not belong together."""
+    """Answers do not fit the prompts or the train ratings, or too few of them can be used."""
 
 
 def label_answers(
-    train: Path, prompts: Path, answers: list[Path], output: Path, *, labels: dict[str, Any]
+    train: Path,
+    prompts: Path,
+    answers: list[Path],
+    output: Path,
+    *,
+    labels: dict[str, Any],
+    max_undecided: float,
 ) -> None:
     """Labels the train ratings by a judge's answers.
 
@@ -53,13 +73,17 @@ def label_answers(
         prompts: prompts.parquet.
         answers: the answers of all shards.
         output: feedback.parquet.
-        labels: setting ``unasked_low_ratings``, undecided or confirmed.
+        labels: settings ``unasked_low_ratings`` (undecided or confirmed) and ``threshold``: above
+            it a candidate with a score counts as picked, whatever the judge itself picked; None
+            leaves it to the judge.
+        max_undecided: the share of the candidates asked about that may lack a usable answer.
 
     Raises:
-        LabelError: the files do not belong together.
+        LabelError: the files do not belong together, or more candidates than ``max_undecided`` lack
+            a usable answer; the answers are kept.
     """
     ratings = pl.DataFrame(read_table(train, RATINGS)).select("user", "item", "rating")
-    verdicts = _verdicts(prompts, answers)
+    verdicts = _verdicts(prompts, answers, labels["threshold"])
     known = verdicts.join(ratings, on=("user", "item"), how="left")
     foreign = known.filter(pl.col("rating").is_null() | (pl.col("rating") >= POSITIVE_RATING))
     if len(foreign):
@@ -68,6 +92,7 @@ def label_answers(
             f"{prompts}: {len(foreign)} candidates are no low ratings of {train}, the first is "
             f"item {item} of user {user}; they are of another split: delete them and rerun"
         )
+    _require_answers(verdicts, max_undecided, answers)
     rating, reason = pl.col("rating"), pl.col("reason")
     ratings = ratings.join(verdicts, on=("user", "item"), how="left").with_columns(
         reason=pl.when(rating >= POSITIVE_RATING)
@@ -134,7 +159,7 @@ def write_feedback(labelled: pl.DataFrame, output: Path) -> None:
     log.info(", ".join(f"{labelled.filter(label=name).height} {name}" for name in LABELS))
 
 
-def _verdicts(prompts: Path, answers: list[Path]) -> pl.DataFrame:
+def _verdicts(prompts: Path, answers: list[Path], threshold: float | None) -> pl.DataFrame:
     """One row a candidate: user, item, and why it has the label that it will have (``reason``)."""
     questions = pl.DataFrame(read_table(prompts, _QUESTIONS))
     given = pl.concat([pl.DataFrame(read_table(path, _VERDICTS)) for path in answers])
@@ -159,18 +184,34 @@ def _verdicts(prompts: Path, answers: list[Path]) -> pl.DataFrame:
             f"{_names(answers)}: the answer to prompt {outside['prompt_id'][0]} names items that "
             f"are not among its candidates; delete the answers and run again"
         )
-    item = pl.col("item")
+    scores = pl.col("scores")
+    unscored = answered.filter(
+        (scores.list.len() != pl.col("candidates").list.len())
+        | scores.list.eval(pl.element().is_nan()).list.any()
+    )
+    if len(unscored):
+        raise LabelError(
+            f"{_names(answers)}: the answer to prompt {unscored['prompt_id'][0]} does not have "
+            f"one number a candidate as its scores; delete the answers and run again"
+        )
+    item, status = pl.col("item"), pl.col("status").fill_null("missing")
+    picked = item.is_in(pl.col("picked"))
+    if threshold is not None:
+        picked = (
+            pl.when(pl.col("score").is_null()).then(picked).otherwise(pl.col("score") > threshold)
+        )
+    no_scores = pl.lit(None, pl.Float32).repeat_by(pl.col("candidates").list.len())
     verdicts = (
-        answered.with_columns(item="candidates")
-        .explode("item", empty_as_null=False)
+        answered.with_columns(item="candidates", score=scores.fill_null(no_scores))
+        .explode("item", "score", empty_as_null=False)
         .select(
             "user",
             "item",
-            reason=pl.when(pl.col("status").fill_null("missing") != ANSWERED)
-            .then(pl.col("status").fill_null("missing"))
+            reason=pl.when(status != ANSWERED)
+            .then(status)
             .when(item.is_in(pl.col("left_out")))
             .then(pl.lit("left_out"))
-            .when(item.is_in(pl.col("picked")))
+            .when(picked)
             .then(pl.lit("picked"))
             .otherwise(pl.lit("not_picked")),
         )
@@ -183,6 +224,24 @@ def _verdicts(prompts: Path, answers: list[Path]) -> pl.DataFrame:
             f"delete the prompts and run again"
         )
     return verdicts
+
+
+def _require_answers(verdicts: pl.DataFrame, max_undecided: float, answers: list[Path]) -> None:
+    """Refuses labels that rest on too few usable answers; what a judge left out does not count."""
+    counts = {cause: verdicts.filter(reason=cause).height for cause in _UNUSABLE}
+    unusable = sum(counts.values())
+    asked = len(verdicts) - verdicts.filter(reason="left_out").height
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in counts.items() if count)
+    if unusable:
+        log.info("%d of %d candidates have no usable answer: %s", unusable, asked, causes)
+    if unusable > max_undecided * asked:
+        remedies = " ".join(_REMEDIES[cause] for cause, count in counts.items() if count)
+        raise LabelError(
+            f"{unusable:,} of {asked:,} candidates ({unusable / asked:.1%}) have no usable answer "
+            f"({causes}), and refine.max_undecided allows {max_undecided:.1%}. All answers are "
+            f"kept, in {_names(answers)}. {remedies} Or raise refine.max_undecided: these "
+            f"candidates then stay undecided"
+        )
 
 
 def _names(paths: list[Path]) -> str:
