@@ -1,4 +1,4 @@
-"""Settings: merging the overlays of datasets and experiments, and refusing what is misspelt.
+"""Settings: looking them up, and refusing what is misspelt or contradicts itself.
 
 Needs PyYAML and jsonschema only, since every dry run imports it.
 """
@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-Config = Mapping[str, Any]
+from refine.overlays import Config, judge_settings, merge, section_of
 
 SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "probe", "refine", "labels")
 """Sections that all experiments of a dataset share: only a dataset may override them."""
@@ -27,6 +27,19 @@ RESERVED_FOLDERS = ("split", "compare")
 """Folders of ``results/<dataset>/`` that no judge or experiment may be named after."""
 
 PROMPTED, RELEASED, THRESHOLDED = "prompted", "release", "threshold"
+
+_SET_APART = {
+    "model": "model",
+    "tokenizer": "model",
+    "revision": "revision",
+    "tokenizer_revision": "revision",
+    "dtype": "dtype",
+    "quantization": "quantization",
+    "tensor_parallel_size": "tensor_parallel_size",
+    "gpu_memory_utilization": "memory_share",
+    "max_model_len": "context",
+}
+"""Arguments of the vLLM engine that a judge has settings for, and what these are called."""
 
 
 class ConfigError(ValueError):
@@ -41,25 +54,12 @@ def load(*paths: Path) -> dict[str, Any]:
     return config
 
 
-def merge(base: Config, overlay: Config) -> dict[str, Any]:
-    """A copy of ``base`` with ``overlay`` over it: mappings key by key, other values whole."""
-    merged = dict(base)
-    for key, value in overlay.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
     """All sections as they hold for a dataset and, where one is named, an experiment of it."""
-    overlays = [config["datasets"][dataset]]
-    if experiment is not None:
-        overlays.append(config["experiments"][experiment])
-    merged = {name: config[name] for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS}
-    for overlay in overlays:
-        merged = merge(merged, {name: overlay[name] for name in merged if name in overlay})
-    return merged
+    return {
+        name: section_of(config, name, dataset, experiment)
+        for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS
+    }
 
 
 def judge_of(config: Config, dataset: str, experiment: str) -> str:
@@ -71,13 +71,6 @@ def judge_of(config: Config, dataset: str, experiment: str) -> str:
         config["experiments"][experiment].get("judge")
         or config["judge"]
         or config["datasets"][dataset]["judge"]
-    )
-
-
-def judge_settings(config: Config, dataset: str, judge: str) -> dict[str, Any]:
-    """A judge's settings as they hold for a dataset."""
-    return merge(
-        config["judges"][judge], config["datasets"][dataset].get("judges", {}).get(judge, {})
     )
 
 
@@ -185,6 +178,8 @@ def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
     """Where a judge or an experiment is named, its name, and the section that has to have it."""
     yield "judge", config["judge"], "judges"
     yield "headline", config["headline"], "experiments"
+    for judge in config["refine"]["compare_with"]:
+        yield "refine.compare_with", judge, "judges"
     for key, entry in config["experiments"].items():
         yield f"experiments.{key}.judge", entry.get("judge"), "judges"
     for key, entry in config["judges"].items():
@@ -194,6 +189,8 @@ def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
         yield f"{here}.judge", entry["judge"], "judges"
         for judge in entry.get("scored_judges", []):
             yield f"{here}.scored_judges", judge, "judges"
+        for judge in entry.get("refine", {}).get("compare_with", []):
+            yield f"{here}.refine.compare_with", judge, "judges"
         for judge, overlay in entry.get("judges", {}).items():
             yield f"{here}.judges", judge, "judges"
             yield f"{here}.judges.{judge}.like", overlay.get("like"), "judges"
@@ -221,7 +218,32 @@ def _judge_overlays(config: Config, schema: Config) -> Iterator[str]:
                     yield f"datasets.{dataset}.judges.{judge}.{fault}"
 
 
+def _judges(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each judge's settings stand, and the settings; a dataset's with what they lie over."""
+    for judge, entry in config["judges"].items():
+        yield f"judges.{judge}", entry
+    for dataset, entry in config["datasets"].items():
+        for judge in entry.get("judges", {}):
+            yield f"datasets.{dataset}.judges.{judge}", judge_settings(config, dataset, judge)
+
+
+def _faults_of_endpoint(judge: dict[str, Any]) -> Iterator[str]:
+    if not re.fullmatch(r"[A-Za-z_]\w*", judge["key"]):
+        # Without the value: it may be the key itself.
+        yield ".key: the name of an environment variable is meant, never the key"
+    if judge["strategy"] == "score" and judge["server"] == "plain":
+        yield ".strategy: score needs probabilities, which `server: plain` is not asked for"
+    if judge["strategy"] == "score" and judge["server"] == "vllm" and not judge["tokenizer"]:
+        yield ".tokenizer: name the model, as `server: vllm` is asked to score tokens by number"
+
+
 def _contradictions(config: Config) -> Iterator[str]:
+    for where, judge in _judges(config):
+        if judge["kind"] == "vllm":
+            for argument in sorted(judge["engine"].keys() & _SET_APART.keys()):
+                yield f"{where}.engine.{argument}: set {where}.{_SET_APART[argument]} in its place"
+        elif judge["kind"] == "openai":
+            yield from (f"{where}{fault}" for fault in _faults_of_endpoint(judge))
     for dataset in config["datasets"]:
         for judge in config["judges"]:
             chain = [judge]

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refine import config as settings_of
+from refine import overlays
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "config/schema.yaml"
@@ -21,7 +22,7 @@ def config() -> dict[str, Any]:
 def faults(config: dict[str, Any], **overlay: Any) -> list[str]:
     """The faults of a configuration with an overlay, without the heading."""
     try:
-        settings_of.validate(settings_of.merge(config, overlay), SCHEMA)
+        settings_of.validate(overlays.merge(config, overlay), SCHEMA)
     except settings_of.ConfigError as error:
         heading, *lines = str(error).splitlines()
         assert heading == "The configuration has faults:"
@@ -89,6 +90,27 @@ def test_the_defaults_are_valid(config: dict[str, Any]) -> None:
             "did you mean 'popularity'?",
         ),
         (
+            {"refine": {"compare_with": ["randm"]}},
+            "refine.compare_with: there is no judge 'randm'; did you mean 'random'?",
+        ),
+        (
+            {"datasets": {"ml1m": {"refine": {"compare_with": ["profil"]}}}},
+            "datasets.ml1m.refine.compare_with: there is no judge 'profil'; "
+            "did you mean 'profile'?",
+        ),
+        (
+            {"judges": {"vllm": {"modle": "x"}}},
+            "judges.vllm.modle: unknown key; did you mean 'model'?",
+        ),
+        (
+            {"judges": {"openai": {"server": "vlm"}}},
+            "judges.openai.server: 'vlm' is none of openai, vllm, plain; did you mean 'vllm'?",
+        ),
+        (
+            {"prompts": {"templates": {"nubmers": "x"}}},
+            "prompts.templates.nubmers: unknown key; did you mean 'numbers'?",
+        ),
+        (
             {"judges": {"all": {"like": "releas"}}},
             "judges.all.like: there is no judge 'releas'; did you mean 'release'?",
         ),
@@ -119,6 +141,16 @@ def test_what_is_misspelt_is_named_with_the_nearest_known(
         {"judges": {"strict": {"kind": "threshold", "at_least": 6}}},
         {"judges": {"release": {"at_least": 3}}},
         {"judges": {"a/b": {"kind": "all"}}},
+        {"judges": {"vllm": {"tensor_parallel_size": 0}}},
+        {"judges": {"vllm": {"memory_share": 0}}},
+        {"judges": {"vllm": {"price": {"token": 1}}}},
+        {"judges": {"openai": {"url": "localhost:8000"}}},
+        {"judges": {"openai": {"timeout": 0}}},
+        {"datasets": {"demo": {"judges": {"vllm": {"strategy": "rank"}}}}},
+        {"probe": {"min_auc": 55}},
+        {"refine": {"max_undecided": 2}},
+        {"refine": {"shards": 0}},
+        {"experiments": {"mine": {"labels": {"threshold": 1}}}},
         {"experiments": {"a-vs-b": {}}},
         {"experiments": {"mine": {"split": {"seed": 1}}}},
         {"datasets": {"mine": {"title": "Mine", "judge": "profile"}}},
@@ -159,6 +191,53 @@ def test_judges_may_not_copy_each_other_in_a_circle(config: dict[str, Any]) -> N
     assert any("all like random like all is a circle" in fault for fault in found)
 
 
+@pytest.mark.parametrize(
+    ("argument", "setting"),
+    [
+        ("model", "model"),
+        ("tokenizer", "model"),
+        ("dtype", "dtype"),
+        ("max_model_len", "context"),
+        ("gpu_memory_utilization", "memory_share"),
+    ],
+)
+def test_what_has_a_setting_is_not_given_to_the_engine_beside_it(
+    config: dict[str, Any], argument: str, setting: str
+) -> None:
+    here = f"judges.vllm.engine.{argument}: set judges.vllm.{setting} in its place"
+    engine = {"engine": {argument: 1, "max_num_seqs": 512}}
+    assert faults(config, judges={"vllm": engine}) == [here]
+    there = "datasets.demo.judges.vllm"
+    assert faults(config, datasets={"demo": {"judges": {"vllm": engine}}}) == [
+        f"{there}.engine.{argument}: set {there}.{setting} in its place"
+    ]
+
+
+def test_a_key_in_the_configuration_is_refused_and_not_repeated(config: dict[str, Any]) -> None:
+    (fault,) = faults(config, judges={"openai": {"key": "sk-secret"}})
+    assert fault.startswith("judges.openai.key: the name of an environment variable")
+    assert "secret" not in fault
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"server": "plain"}, "strategy"),
+        ({"server": "vllm"}, "tokenizer"),
+        ({"server": "vllm", "tokenizer": "x"}, None),
+        ({"server": "openai"}, None),
+    ],
+)
+def test_scores_need_an_endpoint_that_tells_probabilities(
+    config: dict[str, Any], settings: dict[str, Any], wrong: str | None
+) -> None:
+    found = faults(config, judges={"openai": {"strategy": "score"} | settings})
+    assert [fault.partition(": ")[0] for fault in found] == (
+        [f"judges.openai.{wrong}"] if wrong else []
+    )
+    assert faults(config, judges={"openai": {"strategy": "select"} | settings}) == []
+
+
 def test_splits_must_leave_something_to_train_on(config: dict[str, Any]) -> None:
     assert "ml1m: split.validation and split.test leave nothing to train on" in faults(
         config, split={"validation": 0.5, "test": 0.5}
@@ -166,7 +245,7 @@ def test_splits_must_leave_something_to_train_on(config: dict[str, Any]) -> None
 
 
 def test_the_warm_up_of_what_is_run_may_not_outlast_the_training(config: dict[str, Any]) -> None:
-    config = settings_of.merge(
+    config = overlays.merge(
         config, {"experiments": {"refine": {"training": {"warmup_epochs": 2000}}}}
     )
     settings_of.require_warm_up_to_end(config, "demo", "lightgcn")
@@ -177,7 +256,7 @@ def test_the_warm_up_of_what_is_run_may_not_outlast_the_training(config: dict[st
 
 
 def test_overlays_lie_over_each_other_in_order(config: dict[str, Any]) -> None:
-    config = settings_of.merge(
+    config = overlays.merge(
         config,
         {
             "mining": {"near_liked": 1, "near_disliked": 1, "refresh": "once"},
@@ -194,7 +273,7 @@ def test_overlays_lie_over_each_other_in_order(config: dict[str, Any]) -> None:
 def test_settings_are_all_sections_and_nothing_else(config: dict[str, Any]) -> None:
     found = settings_of.settings(config, "ml100k", "refine")
     assert set(found) == {
-        *("reading", "subset", "split", "prompts", "refine", "labels"),
+        *("reading", "subset", "split", "prompts", "probe", "refine", "labels"),
         *("model", "training", "mining", "sampling", "evaluation"),
     }
 
@@ -209,8 +288,8 @@ def test_an_experiment_keeps_its_judge(config: dict[str, Any]) -> None:
 
 
 def test_a_data_set_overrides_a_judge_key_by_key(config: dict[str, Any]) -> None:
-    assert settings_of.judge_settings(config, "ml1m", "random")["like"] is None
-    on_ml100k = settings_of.judge_settings(config, "ml100k", "random")
+    assert overlays.judge_settings(config, "ml1m", "random")["like"] is None
+    on_ml100k = overlays.judge_settings(config, "ml100k", "random")
     assert on_ml100k == config["judges"]["random"] | {"like": "release"}
 
 
@@ -248,10 +327,10 @@ def test_merging_changes_neither_and_lets_the_overlay_win(
     base: dict[str, Any], overlay: dict[str, Any]
 ) -> None:
     before = copy.deepcopy((base, overlay))
-    merged = settings_of.merge(base, overlay)
+    merged = overlays.merge(base, overlay)
     assert (base, overlay) == before
-    assert settings_of.merge(merged, overlay) == merged
-    assert settings_of.merge(base, {}) == base
+    assert overlays.merge(merged, overlay) == merged
+    assert overlays.merge(base, {}) == base
     assert merged.keys() == base.keys() | overlay.keys()
 
 

@@ -19,14 +19,20 @@ EVERYTHING = (
     "results/demo/compare/lightgcn-vs-refine.json",
     "results/demo/refine/training.svg",
 )
-"""Targets that need every rule except those of published labels."""
+"""Targets that need every rule except those of published labels and of language models."""
 
 
 class Pipeline:
-    """A copy of the pipeline in a folder of its own, to run, edit and break."""
+    """A copy of the pipeline in a folder of its own, to run, edit and break.
+
+    Attributes:
+        folder: where it is.
+        variables: of the environment that it runs in, beside those of the tests.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.variables: dict[str, str] = {}
 
     def command(self, *arguments: str, configfile: str = "tests/data/fast.yaml") -> list[str]:
         # Targets come first: --configfile takes all that follows it.
@@ -34,8 +40,9 @@ class Pipeline:
         return [*snakemake, "--configfile", configfile]
 
     def environment(self, mirror: Path | None = None) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name != "REFINE_MIRROR"}
-        return kept | ({"REFINE_MIRROR": str(mirror)} if mirror else {})
+        own = ("REFINE_MIRROR", "REFINE_LLM_PYTHON")
+        kept = {name: value for name, value in os.environ.items() if name not in own}
+        return kept | self.variables | ({"REFINE_MIRROR": str(mirror)} if mirror else {})
 
     def run(self, *arguments: str, mirror: Path | None = None, **kwargs: str) -> str:
         """What Snakemake prints; the test fails where Snakemake does."""

@@ -1,8 +1,11 @@
 """What dry runs plan: the graph, other data sets, profiles; and what they refuse."""
 
+import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from pipeline import ROOT, Pipeline, copy_of_code
 
 BASE = {"fetch_ratings": 1, "read_ratings": 1, "split_ratings": 1}
 EXPERIMENTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())["experiments"]
+ENGINES = ("probe", "answer_prompts")
 PROFILES = ("default", "slurm", "kubernetes")
 
 
@@ -52,8 +56,8 @@ def test_the_graph_of_published_labels(pipeline: Pipeline) -> None:
     assert "write_prompts" not in graph
 
 
-def rule_graph(pipeline: Pipeline, target: str) -> dict[str, set[str]]:
-    dot = pipeline.run(target, "--forceall", "--rulegraph")
+def rule_graph(pipeline: Pipeline, target: str, **kwargs: str) -> dict[str, set[str]]:
+    dot = pipeline.run(target, "--forceall", "--rulegraph", **kwargs)
     names = dict(re.findall(r'(\d+)\[label *= *"(\w+)"', dot))
     graph: dict[str, set[str]] = {}
     for above, below in re.findall(r"(\d+) -> (\d+)", dot):
@@ -106,23 +110,107 @@ def test_mining_at_each_epoch_needs_no_mined_file(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "reason"),
+    ("target", "reason", "remedy"),
     [
-        ("results/ml1m/metrics.json", "The judge 'vllm' cannot run on ml1m"),
-        ("results/ml1m/release/feedback.parquet", "The judge 'release' cannot run on ml1m"),
+        ("results/ml1m/metrics.json", "The judge 'vllm' cannot run on ml1m", "make llm"),
+        ("results/ml1m/vllm/probe.json", "The judge 'vllm' cannot run on ml1m", "--sdm conda"),
+        ("results/demo/openai/probe.json", "The judge 'openai' cannot run on demo", "`model`"),
+        ("results/ml1m/release/feedback.parquet", "The judge 'release' cannot run on ml1m", ""),
     ],
 )
 def test_a_judge_that_cannot_run_stops_everything_before_the_first_job(
-    pipeline: Pipeline, target: str, reason: str
+    pipeline: Pipeline, target: str, reason: str, remedy: str
 ) -> None:
     done = pipeline.attempt(target)
     assert done.returncode != 0
     assert reason in done.stdout
+    assert remedy in done.stdout
     assert "--config judge=" in done.stdout
     assert "Traceback" not in done.stdout
     assert not (pipeline.folder / "resources").exists()
     # It left no lock either.
     assert not [*(pipeline.folder / ".snakemake/locks").glob("*")]
+
+
+@pytest.fixture
+def with_vllm(pipeline: Pipeline) -> Iterator[Pipeline]:
+    """The pipeline where an interpreter is said to have vLLM; dry runs do not look closer."""
+    pipeline.variables["REFINE_LLM_PYTHON"] = sys.executable
+    yield pipeline
+    del pipeline.variables["REFINE_LLM_PYTHON"]
+
+
+def test_a_larger_data_set_is_judged_by_a_language_model(with_vllm: Pipeline) -> None:
+    # With two controls beside it, and neither a probe nor published labels.
+    jobs = with_vllm.planned("results/ml1m/vllm/refinement.json")
+    each = dict.fromkeys(("write_prompts", "label_answers"), 2)
+    assert jobs == BASE | each | {"answer_prompts": 4, "describe_feedback": 1}
+
+
+def test_engines_ask_for_the_gpus_they_share_the_model_between(with_vllm: Pipeline) -> None:
+    configfile = with_vllm.configure(
+        judges={"vllm": {"tensor_parallel_size": 4}}, refine={"compare_with": []}
+    )
+    targets = ("results/ml1m/vllm/probe.json", "results/ml1m/vllm/refinement.json")
+    jobs = with_vllm.announced(*targets, configfile=configfile)
+    for rule in ENGINES:
+        assert (jobs[rule]["gpu"], jobs[rule]["engine"]) == ("4", "1")
+        assert int(jobs[rule]["mem_mb"]) == 32000
+    assert int(jobs["answer_prompts"]["runtime"]) == 720
+    assert not [rule for rule, asked in jobs.items() if "gpu" in asked and rule not in ENGINES]
+
+
+def test_endpoints_ask_for_time_and_no_gpu(pipeline: Pipeline) -> None:
+    configfile = pipeline.configure(judges={"openai": {"model": "x"}}, refine={"compare_with": []})
+    targets = ("results/ml1m/openai/probe.json", "results/ml1m/openai/refinement.json")
+    jobs = pipeline.announced(*targets, configfile=configfile)
+    for rule in ENGINES:
+        assert "gpu" not in jobs[rule]
+        assert "engine" not in jobs[rule]
+    assert int(jobs["answer_prompts"]["runtime"]) == 720
+
+
+@pytest.mark.parametrize("judge", ["vllm", "openai", "profile"])
+def test_a_gate_has_language_models_probed_first(with_vllm: Pipeline, judge: str) -> None:
+    settings = {"judges": {"openai": {"model": "x"}}, "refine": {"compare_with": []}}
+    target = f"results/demo/{judge}/refinement.json"
+    free = rule_graph(with_vllm, target, configfile=with_vllm.configure(**settings))
+    assert "probe" not in free
+    gate = {"datasets": {"demo": {"probe": {"min_auc": 0.6}}}}
+    gated = rule_graph(with_vllm, target, configfile=with_vllm.configure(**settings, **gate))
+    if judge == "profile":
+        assert gated == free
+    else:
+        assert gated.pop("probe") == {"split_ratings"}
+        assert gated.pop("answer_prompts") == free.pop("answer_prompts") | {"probe"}
+        assert gated == free
+
+
+def test_a_plan_needs_the_prompts_and_nobody_to_answer(pipeline: Pipeline) -> None:
+    jobs = pipeline.planned("results/ml1m/vllm/plan.json", "results/ml1m/openai/plan.json")
+    assert jobs == BASE | {"write_prompts": 2, "plan": 2}
+
+
+@pytest.mark.parametrize("target", ["plan", "probe"])
+def test_only_language_models_are_planned_for_and_probed(pipeline: Pipeline, target: str) -> None:
+    done = pipeline.attempt(f"results/demo/profile/{target}.json", "--dry-run")
+    assert done.returncode != 0
+    assert "MissingRuleException" in done.stdout
+
+
+def test_conda_deploys_the_engine(pipeline: Pipeline, tmp_path: Path) -> None:
+    conda = tmp_path / "conda"
+    about = {"platform": "linux-64", "conda_version": "25.1.1", "conda_prefix": "/"}
+    answer = json.dumps(about | {"get": {"channel_priority": "strict"}})
+    conda.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    conda.chmod(0o755)
+    pipeline.variables["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    try:
+        text = pipeline.run("results/ml1m/vllm/probe.json", "--dry-run", "--sdm", "conda")
+    finally:
+        del pipeline.variables["PATH"]
+    assert re.search(r"Conda environment \S*envs/llm.yaml will be created", text)
+    assert re.search(r"Conda environment \S*envs/prepare.yaml will be created", text)
 
 
 def test_labels_that_are_there_need_no_judge(finished: Pipeline, tmp_path: Path) -> None:

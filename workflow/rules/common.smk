@@ -9,8 +9,6 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from refine import config as settings_of
-from refine.feedback.availability import unavailable
-from refine.feedback.registry import JUDGES, judge_module
 from refine.provenance import code_digest
 
 # Where the library really is: in a pod, only the workflow is copied and the rest comes from the image.
@@ -31,11 +29,6 @@ def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
-def judges_of(family):
-    """A pattern of the judges whose feedback comes about in the same way."""
-    return one_of(j for j in config["judges"] if settings_of.judge_family(config, j) == family)
-
-
 def settings(wildcards):
     """All sections as they hold for what the wildcards name."""
     return settings_of.settings(config, wildcards.dataset, getattr(wildcards, "experiment", None))
@@ -45,9 +38,10 @@ def stage(script, *sections, modules=lambda wildcards: [], **values):
     """The only parameter of a rule: all settings that its script reads, and a digest of its code.
 
     It is one dict because Snakemake compares parameters as a set of values without names, and its
-    keys are sorted because their order would count. Where raw files come from and which device
-    trains is left out on purpose: neither is a reason to run a stage again. ``modules`` gives what
-    the script loads by name.
+    keys are sorted because their order would count. Left out on purpose, as no reason to run a stage
+    again, is what scripts look up in ``config``: where raw files come from, which device trains, how
+    an LLM is reached and paid, and the limits that stop a run. ``modules`` gives what the script
+    loads by name.
     """
 
     def params(wildcards):
@@ -72,15 +66,6 @@ def dataset_of(wildcards):
     return config["datasets"][wildcards.dataset]
 
 
-def judge_of(wildcards):
-    return settings_of.judge_settings(config, wildcards.dataset, wildcards.judge)
-
-
-def judge_modules(wildcards):
-    kind = judge_of(wildcards)["kind"]
-    return [judge_module(kind)] if kind in JUDGES else []
-
-
 def seeds_of(wildcards):
     return settings_of.seeds_of(config, wildcards.dataset)
 
@@ -88,15 +73,6 @@ def seeds_of(wildcards):
 def gpu(wildcards):
     """One GPU for training, unless the configuration says to train without."""
     return None if config["device"] == "cpu" else 1
-
-
-def gpu_of_judge(wildcards):
-    return 1 if judge_of(wildcards)["kind"] == "vllm" else None
-
-
-def template(wildcards):
-    """The prompt template; a relative path starts at the Snakefile."""
-    return os.path.relpath(ROOT / settings(wildcards)["prompts"]["template"])
 
 
 def labels_of_experiment(wildcards):
@@ -117,36 +93,6 @@ def mines(wildcards):
 def similar_items(wildcards):
     path = "results/{dataset}/{experiment}/seed{seed}/similar_items.parquet"
     return path if mines(wildcards) else []
-
-
-def require_judge(wildcards, output):
-    """Stops the whole run, before any job, where a judge is needed that cannot run here."""
-    if Path(output.format(**wildcards)).exists():
-        return
-    if reason := unavailable(judge_of(wildcards), dataset_of(wildcards)):
-        sys.exit(f"The judge '{wildcards.judge}' cannot run on {wildcards.dataset}: {reason}")
-
-
-def like(wildcards):
-    """The feedback of the judge whose coverage and yes rate this one copies, if any."""
-    require_judge(wildcards, "results/{dataset}/{judge}/answers/{shard}-of-{shards}.parquet")
-    other = judge_of(wildcards).get("like")
-    return f"results/{wildcards.dataset}/{other}/feedback.parquet" if other else []
-
-
-def shards_of(wildcards):
-    n = settings(wildcards)["refine"]["shards"]
-    return [f"{shard}-of-{n}" for shard in range(1, n + 1)]
-
-
-def answers(wildcards):
-    folder = f"results/{wildcards.dataset}/{wildcards.judge}/answers"
-    return [f"{folder}/{shard}.parquet" for shard in shards_of(wildcards)]
-
-
-def release(wildcards):
-    require_judge(wildcards, "results/{dataset}/{judge}/feedback.parquet")
-    return f"resources/{wildcards.dataset}/release/source.json"
 
 
 def of_seeds(file, experiment="experiment"):
@@ -180,8 +126,11 @@ def context(wildcards):
     """What an experiment's metrics say about where they come from."""
     dataset, experiment = wildcards.dataset, experiment_of(wildcards)
     judge = settings_of.judge_of(config, dataset, experiment)
+    asked = judge_settings(config, dataset, judge)
     found = settings_of.settings(config, dataset, experiment)
-    found["judge"] = settings_of.judge_settings(config, dataset, judge)
+    # These say whether and by how many jobs a judge is asked, which changes no number.
+    del found["probe"], found["refine"]
+    found["judge"] = prompt_settings(asked) | identity(asked)
     published = dataset_of(wildcards).get("published", {}).get("metrics", {})
     return {
         "dataset": dataset,
@@ -203,6 +152,8 @@ def benchmarks(wildcards):
     family = settings_of.judge_family(config, judge)
     if family == settings_of.PROMPTED:
         jobs["write_prompts"] = jobs["label_answers"] = [f"{dataset}/{judge}"]
+        if gated(dataset, judge):
+            jobs["probe"] = [f"{dataset}/{judge}"]
         jobs["answer_prompts"] = [f"{dataset}/{judge}/{shard}" for shard in shards_of(wildcards)]
     elif family == settings_of.THRESHOLDED:
         jobs["label_by_threshold"] = [f"{dataset}/{judge}"]

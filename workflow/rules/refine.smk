@@ -18,9 +18,73 @@ rule write_prompts:
         mem_mb=4000,
         runtime="1h",
     params:
-        stage=stage("write_prompts", "prompts"),
+        stage=stage(
+            "write_prompts",
+            prompts=what_prompts_show,
+            judge=prompt_settings_of_judge,
+            dataset=title_in_prompts,
+        ),
     script:
         "../scripts/write_prompts.py"
+
+
+rule plan:
+    input:
+        prompts="results/{dataset}/{judge}/prompts.parquet",
+        catalogue="results/{dataset}/split/items.parquet",
+    output:
+        plan="results/{dataset}/{judge}/plan.json",
+    log:
+        "logs/plan/{dataset}/{judge}.log",
+    benchmark:
+        "logs/benchmarks/plan/{dataset}/{judge}.tsv"
+    wildcard_constraints:
+        judge=llm_judges(),
+    # Its table is for who waits at the terminal.
+    localrule: True
+    conda:
+        "../../envs/prepare.yaml"
+    resources:
+        mem_mb=4000,
+        runtime="30m",
+    params:
+        stage=stage("plan", judge=judge_of, shards=lambda w: len(shards_of(w)), answered=answered),
+    script:
+        "../scripts/plan.py"
+
+
+rule probe:
+    input:
+        train=split_to_probe,
+        users="results/{dataset}/split/users.parquet",
+        catalogue="results/{dataset}/split/items.parquet",
+        template=template,
+    output:
+        probe="results/{dataset}/{judge}/probe.json",
+    log:
+        "logs/probe/{dataset}/{judge}.log",
+    benchmark:
+        "logs/benchmarks/probe/{dataset}/{judge}.tsv"
+    wildcard_constraints:
+        judge=llm_judges(),
+    conda:
+        environment_of_judge
+    resources:
+        mem_mb=memory_of_judge,
+        runtime="2h",
+        gpu=gpus_of_judge,
+        engine=engine_of_judge,
+    params:
+        stage=stage(
+            "probe",
+            modules=modules_of_engine,
+            prompts=what_prompts_show,
+            probe=part("probe", "items", "seed"),
+            judge=lambda w: prompt_settings_of_judge(w) | identity_of_judge(w),
+            dataset=title_in_prompts,
+        ),
+    script:
+        "../scripts/probe.py"
 
 
 rule answer_prompts:
@@ -29,6 +93,8 @@ rule answer_prompts:
         train="results/{dataset}/split/train.parquet",
         catalogue="results/{dataset}/split/items.parquet",
         like=like,
+        # The answers do not depend on it: a probe that was repeated asks nobody again.
+        probe=ancient(gate),
     output:
         answers="results/{dataset}/{judge}/answers/{shard}-of-{shards}.parquet",
     log:
@@ -38,15 +104,14 @@ rule answer_prompts:
     wildcard_constraints:
         judge=judges_of(settings_of.PROMPTED),
     conda:
-        lambda w: f"../../envs/{'llm' if gpu_of_judge(w) else 'prepare'}.yaml"
+        environment_of_judge
     resources:
-        mem_mb=lambda w: 32000 if gpu_of_judge(w) else 2000,
-        runtime=lambda w: "12h" if gpu_of_judge(w) else "1h",
-        gpu=gpu_of_judge,
-        # Limited to one in the default profile: engines that share a GPU fight for its memory.
-        engine=gpu_of_judge,
+        mem_mb=memory_of_judge,
+        runtime=runtime_of_judge,
+        gpu=gpus_of_judge,
+        engine=engine_of_judge,
     params:
-        stage=stage("answer_prompts", modules=judge_modules, judge=judge_of),
+        stage=stage("answer_prompts", modules=modules_of_judge, judge=identity_of_judge),
     script:
         "../scripts/answer_prompts.py"
 
@@ -129,6 +194,7 @@ rule describe_feedback:
         users="results/{dataset}/split/users.parquet",
         catalogue="results/{dataset}/split/items.parquet",
         source="resources/{dataset}/source.json",
+        others=compared_labels,
     output:
         refinement="results/{dataset}/{judge}/refinement.json",
     log:
@@ -142,6 +208,6 @@ rule describe_feedback:
         mem_mb=2000,
         runtime="30m",
     params:
-        stage=stage("describe_feedback"),
+        stage=stage("describe_feedback", others=compared_judges),
     script:
         "../scripts/describe_feedback.py"

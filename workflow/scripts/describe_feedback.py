@@ -16,6 +16,7 @@ def main(job):
             Path(job.input.catalogue),
             Path(job.input.source),
             Path(job.output.refinement),
+            others=dict(zip(job.params.stage["others"], map(Path, job.input.others), strict=True)),
         )
 
 

@@ -3,6 +3,7 @@ from typing import TYPE_CHECKING
 
 from refine.feedback.labels import label_answers
 from refine.logs import job_log
+from refine.overlays import section_of
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -16,6 +17,7 @@ def main(job):
             [Path(shard) for shard in job.input.answers],
             Path(job.output.feedback),
             labels=job.params.stage["labels"],
+            max_undecided=section_of(job.config, "refine", job.wildcards.dataset)["max_undecided"],
         )
 
 

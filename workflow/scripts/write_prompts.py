@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 
 def main(job):
+    stage = job.params.stage
     with job_log(job.log[0]):
         write_prompts(
             Path(job.input.train),
@@ -16,7 +17,9 @@ def main(job):
             Path(job.input.catalogue),
             Path(job.input.template),
             Path(job.output.prompts),
-            prompts=job.params.stage["prompts"],
+            prompts=stage["prompts"],
+            judge=stage["judge"],
+            dataset=stage["dataset"],
         )
 
 
