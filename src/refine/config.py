@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ _SET_APART = {
 """Arguments of the vLLM engine that a judge has settings for, and what these are called."""
 
 
+_FAULTS = "The configuration has faults:"
+
+
 class ConfigError(ValueError):
     """The configuration cannot be used; the text names every fault found."""
 
@@ -52,6 +55,31 @@ def load(*paths: Path) -> dict[str, Any]:
     for path in paths:
         config = merge(config, yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     return config
+
+
+def extended_judges(config: Config) -> dict[str, Any]:
+    """The judges, each with all that the judge it ``extends`` has and its own entry leaves out.
+
+    Raises:
+        ConfigError: a judge extends one that there is not, or itself.
+    """
+    judges = config["judges"]
+
+    def entry(name: str, above: tuple[str, ...]) -> Any:
+        own = judges[name]
+        if not isinstance(own, Mapping) or "extends" not in own:
+            return own
+        base, chain = own["extends"], (*above, name)
+        if base not in judges:
+            known = list(judges)
+            fault = f"judges.{name}.extends: there is no judge '{base}'; {_nearest(base, known)}"
+            raise ConfigError(f"{_FAULTS}\n  - {fault}")
+        if base in chain:
+            circle = " extends ".join([*chain, base])
+            raise ConfigError(f"{_FAULTS}\n  - judges.{name}.extends: {circle} is a circle")
+        return merge(entry(base, chain), {key: own[key] for key in own if key != "extends"})
+
+    return {name: entry(name, ()) for name in judges}
 
 
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
@@ -112,9 +140,7 @@ def validate(config: Config, schema: Config | Path) -> None:
     faults = faults or [*_unknown_names(config), *_clashes(config)]
     faults = faults or [*_judge_overlays(config, rules), *_contradictions(config)]
     if faults:
-        raise ConfigError(
-            "\n".join(["The configuration has faults:", *(f"  - {f}" for f in faults)])
-        )
+        raise ConfigError("\n".join([_FAULTS, *(f"  - {f}" for f in faults)]))
 
 
 def require_warm_up_to_end(config: Config, dataset: str, experiment: str) -> None:

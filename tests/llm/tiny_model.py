@@ -1,6 +1,7 @@
 """A language model of no wits at all: random weights, but a real architecture and tokenizer."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,9 +37,14 @@ Candidates: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10. Will the viewer enjoy it, yes or no? 
 
 
 def save_tiny_model(
-    folder: Path, *, system_role: bool = True, heads: int = 2, seed: int = 0
+    folder: Path,
+    *,
+    system_role: bool = True,
+    heads: int = 2,
+    seed: int = 0,
+    texts: Sequence[str] = (_TEXT,),
 ) -> Path:
-    """Writes a Llama of 0.2 million float32 parameters and its tokenizer (a second, 1 MB).
+    """Writes a Llama of at most 0.7 million float32 parameters and its tokenizer (a second).
 
     Weights are drawn ten times as wide as Llama's are at the start of training: answers then
     depend on the whole prompt, not on its last token alone.
@@ -49,11 +55,12 @@ def save_tiny_model(
             arguments it knows `thinking`; where that is false, an empty thought opens the reply.
         heads: of the attention, which share 64 dimensions; vLLM on CPU wants 32 a head at least.
         seed: of the weights.
+        texts: what the tokenizer learns its tokens from, 4,096 of them at most.
 
     Returns:
         The folder.
     """
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(texts)
     tokenizer.chat_template = CHAT_TEMPLATE if system_role else CHAT_TEMPLATE_WITHOUT_SYSTEM
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -75,15 +82,15 @@ def save_tiny_model(
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE, as Llama 3, Qwen and GPT have, that begins every text with <s>."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        [_TEXT, *WORDS * 100],
+        [*texts, *WORDS * 100],
         trainers.BpeTrainer(
-            vocab_size=1000,
+            vocab_size=4096,
             special_tokens=["<s>", "</s>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,

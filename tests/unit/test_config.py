@@ -21,8 +21,10 @@ def config() -> dict[str, Any]:
 
 def faults(config: dict[str, Any], **overlay: Any) -> list[str]:
     """The faults of a configuration with an overlay, without the heading."""
+    merged = overlays.merge(config, overlay)
     try:
-        settings_of.validate(overlays.merge(config, overlay), SCHEMA)
+        merged["judges"] = settings_of.extended_judges(merged)
+        settings_of.validate(merged, SCHEMA)
     except settings_of.ConfigError as error:
         heading, *lines = str(error).splitlines()
         assert heading == "The configuration has faults:"
@@ -184,6 +186,38 @@ def test_an_experiment_may_not_take_the_folder_of_something_else(
 ) -> None:
     (fault,) = faults(config, experiments={name: {}})
     assert fault.startswith(f"experiments.{name}: is the name of")
+
+
+def test_a_judge_that_extends_another_has_what_it_does_not_say(config: dict[str, Any]) -> None:
+    llama = {"extends": "vllm", "model": "llama", "speed": {"prompt": 9}}
+    more = {"llama-score": {"extends": "llama", "strategy": "score"}, "llama": llama}
+    assert faults(config, judges=more) == []
+    judges = settings_of.extended_judges(overlays.merge(config, {"judges": more}))
+    changed = {"model": "llama", "speed": {"prompt": 9, "answer": None}}
+    assert judges["llama"] == config["judges"]["vllm"] | changed
+    assert judges["llama-score"] == judges["llama"] | {"strategy": "score"}
+    assert {name: judges[name] for name in config["judges"]} == config["judges"]
+
+
+@pytest.mark.parametrize(
+    ("judges", "fault"),
+    [
+        (
+            {"a": {"extends": "vlm"}},
+            "judges.a.extends: there is no judge 'vlm'; did you mean 'vllm'?",
+        ),
+        (
+            {"a": {"extends": "b"}, "b": {"extends": "a"}},
+            "judges.b.extends: a extends b extends a is a circle",
+        ),
+        ({"a": {"extends": "vllm", "modle": "x"}}, "judges.a.modle: unknown key"),
+    ],
+)
+def test_a_judge_may_not_extend_just_anything(
+    config: dict[str, Any], judges: dict[str, Any], fault: str
+) -> None:
+    (found,) = faults(config, judges=judges)
+    assert found.startswith(fault)
 
 
 def test_judges_may_not_copy_each_other_in_a_circle(config: dict[str, Any]) -> None:

@@ -208,6 +208,14 @@ def test_where_prompt_after_prompt_fails_it_is_the_endpoint(server):
     assert len(server.received) < 20
 
 
+def test_where_prompts_fail_here_and_there_it_is_the_prompts(server):
+    prompts = [f"prompt {number}" for number in range(20)]
+    server.always = dict.fromkeys(prompts[::2], error(500))
+    replies, ended = ask(server, prompts, retries=0, concurrency=1)
+    assert [prompt for prompt in prompts if replies[prompt].error] == prompts[::2]
+    assert ended is None
+
+
 @pytest.mark.parametrize(
     ("fault", "attempts", "remedy"),
     [

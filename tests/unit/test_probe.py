@@ -3,6 +3,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 from feedback_data import PROMPTING, TEMPLATE, TEMPLATES, Rows, Split, write_split
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
 
 from refine.feedback.llm import probe as probing
 from refine.feedback.llm.engine import Reply, Request
@@ -164,7 +166,18 @@ def test_a_judge_that_picks_nothing(run: Run) -> None:
 
 
 def test_a_judge_that_picks_what_comes_first(run: Run) -> None:
-    report = run(Model(says("1")))
+    model = Model(says("1"))
+    report = run(model)
+    picked: dict[str, list[bool]] = {}
+    for request in model.asked:
+        for place, title in enumerate(shown(request.question)):
+            picked.setdefault(title, []).append(place == 0)
+    scores = {
+        rating: [fmean(orders) for title, orders in picked.items() if rating_of(title) == rating]
+        for rating in (1, 5)
+    }
+    assert set(scores[1] + scores[5]) > {0.5}
+    assert report["auc"] == pytest.approx(mannwhitneyu(scores[5], scores[1]).statistic / 20**2)
     rates = {row["position"]: row["rate"] for row in report["position"]["pick_rate"]}
     assert rates.pop(1) == 1
     assert rates
@@ -346,8 +359,8 @@ def hide_in(split: Split, items: int, seed: int) -> pl.DataFrame:
     )
 
 
-def test_any_5_and_any_1_may_be_lent(split: Split) -> None:
-    lent = {
-        (item.split("-")[1]) for seed in range(20) for item in hide_in(split, 60, seed)["item_id"]
-    }
-    assert lent == {"0", "1", "2", "12", "13"}
+def test_any_user_may_be_drawn_and_lend_any_5_and_any_1(split: Split) -> None:
+    drawn = [hide_in(split, 30, seed) for seed in range(20)]
+    lent = pl.concat(drawn)
+    assert lent["user_id"].n_unique() == 30
+    assert {item.split("-")[1] for item in lent["item_id"]} == {"0", "1", "2", "12", "13"}

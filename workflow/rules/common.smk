@@ -19,6 +19,7 @@ SRC = Path(settings_of.__file__).parents[1]
 READS_RAW_FILES = workflow.storage_settings.default_storage_provider is not None
 
 try:
+    config["judges"] = settings_of.extended_judges(config)
     settings_of.validate(config, SRC.parent / "config/schema.yaml")
 except settings_of.ConfigError as error:
     sys.exit(str(error))

@@ -353,9 +353,7 @@ class _Builder:
             fails[unsure[~fit]], fails_tokens[unsure[~fit]] = guess[~fit], tokens[~fit]
         return users.with_columns(length=fits)
 
-    def _context_tokens(
-        self, lists: pl.DataFrame, users: pl.DataFrame, length: Counts
-    ) -> Counts:
+    def _context_tokens(self, lists: pl.DataFrame, users: pl.DataFrame, length: Counts) -> Counts:
         written = self._written(lists, users.with_columns(length=length))
         return written["context_tokens"].to_numpy(writable=True)
 

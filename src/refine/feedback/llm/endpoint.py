@@ -179,20 +179,24 @@ class _Endpoint:
             _RefusedError: the endpoint does not want this prompt.
             _FailedError: it has failed on this prompt too often.
         """
+        try:
+            return self._insist(request, body)
+        except EngineError:
+            self.stop()  # before this thread takes up the next request
+            raise
+
+    def _insist(self, request: Request, body: dict[str, Any]) -> Reply:
+        """Asks as often as it takes and may."""
         failures = 0
         while True:
             self._wait(self._pause_ends - time.monotonic())
             try:
                 return self._attempt(request, body)
-            except EngineError:
-                self.stop()
-                raise
             except _FailedError as failure:
                 failures += 1
                 if failures > self._settings["retries"]:
                     if failure.remedy is None:
                         raise
-                    self.stop()
                     raise EngineError(f"{failure}; {failure.remedy}") from failure
                 log.debug("%s; trying again", failure)
                 self._pause_ends = max(self._pause_ends, time.monotonic() + failure.pause)

@@ -72,8 +72,8 @@ class Progress:
     def speed(self) -> dict[str, float]:
         """Prompt tokens computed and answer tokens, each by the same seconds.
 
-        Both are done side by side: for the time that so and so many tokens take, the slower counts,
-        not the sum.
+        Reading and writing share that time, so neither number is what the engine could do if it
+        did nothing else.
         """
         seconds = max(self.seconds, 1e-3)
         return {

@@ -93,7 +93,6 @@ def _serve(engine: "_Engine", inbox: SimpleQueue[Any], replies: IO[str]) -> None
         while engine.idle or not inbox.empty():
             request = inbox.get()
             if request is None:
-                engine.shut_down()
                 return
             try:
                 engine.add(request)
@@ -217,10 +216,6 @@ class _Engine:
             for output in self._engine.step()
             if output.finished
         ]
-
-    def shut_down(self) -> None:
-        """Ends the processes of the engine, which frees shared memory and files."""
-        self._engine.engine_core.shutdown()
 
     def _reply(self, output: Any) -> dict[str, Any]:
         """The fields of a `Reply` to a completed request."""
