@@ -280,6 +280,12 @@ def test_words_in_any_case_and_the_bound_of_one_that_is_not_listed(listed, odds)
     assert read(weighed(pairs), SCORE).log_odds == pytest.approx(math.log(odds))
 
 
+@pytest.mark.parametrize("weight", [math.nan, -math.inf])
+def test_a_probability_that_is_no_number(weight):
+    with pytest.raises(AnswerError):
+        read(weighed([("yes", weight), ("no", -1.0)]), SCORE)
+
+
 def test_neither_word_is_listed():
     assert read(weighed([("perhaps", -0.1)]), SCORE).log_odds is None
 
