@@ -288,6 +288,8 @@ def _version() -> str:
 def _set_environment(on_cpu: bool) -> None:
     """Sets what vLLM reads when it is imported, unless the user has."""
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Strangers' patterns may take for ever, so each is first compiled in a thread: 2 ms a request.
+    os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "0")
     if on_cpu:
         # In a process of its own the engine starts ten seconds later, and two processes that each
         # take a thread a core are many times slower than one thread.
