@@ -48,5 +48,5 @@ lock: ## renew requirements.lock from pyproject.toml (needs uv)
 	    --no-emit-index-url --no-emit-find-links --quiet pyproject.toml | sed 's/+cpu//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
-clean: ## remove results and logs, not the raw files in resources/
-	rm -rf results logs
+clean: ## remove results, logs and checkpoints, not the raw files in resources/
+	rm -rf results logs checkpoints

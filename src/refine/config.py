@@ -23,6 +23,9 @@ SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "refine", "labels")
 EXPERIMENT_SECTIONS = ("model", "training", "mining", "sampling", "evaluation")
 """Sections that a dataset and, after it, an experiment may override."""
 
+COURSE_OF_TRAINING = ("checkpoint_minutes", "processes", "tensorboard")
+"""Keys of ``training`` that say how a run goes and not what comes of it: for the run alone."""
+
 RESERVED_FOLDERS = ("split", "compare")
 """Folders of ``results/<dataset>/`` that no judge or experiment may be named after."""
 
@@ -52,11 +55,13 @@ def merge(base: Config, overlay: Config) -> dict[str, Any]:
 
 
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
-    """All sections as they hold for a dataset and, where one is named, an experiment of it."""
+    """All that decides on results, as it holds for a dataset and, where named, an experiment."""
     overlays = [config["datasets"][dataset]]
     if experiment is not None:
         overlays.append(config["experiments"][experiment])
     merged = {name: config[name] for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS}
+    training = config["training"].items()
+    merged["training"] = {key: value for key, value in training if key not in COURSE_OF_TRAINING}
     for overlay in overlays:
         merged = merge(merged, {name: overlay[name] for name in merged if name in overlay})
     return merged
