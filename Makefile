@@ -86,5 +86,5 @@ lock: ## renew both locks (needs uv, and PyTorch for CPU in UV_FIND_LINKS)
 	} > requirements-llm.lock.new
 	mv requirements-llm.lock.new requirements-llm.lock
 
-clean: ## remove results and logs, not the raw files in resources/
-	rm -rf results logs
+clean: ## remove results, logs and checkpoints, not the raw files in resources/
+	rm -rf results logs checkpoints

@@ -23,6 +23,9 @@ SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "probe", "refine", "
 EXPERIMENT_SECTIONS = ("model", "training", "mining", "sampling", "evaluation")
 """Sections that a dataset and, after it, an experiment may override."""
 
+COURSE_OF_TRAINING = ("checkpoint_minutes", "processes", "tensorboard")
+"""Keys of ``training`` that say how a run goes and not what comes of it: for the run alone."""
+
 RESERVED_FOLDERS = ("split", "compare")
 """Folders of ``results/<dataset>/`` that no judge or experiment may be named after."""
 
@@ -83,11 +86,14 @@ def extended_judges(config: Config) -> dict[str, Any]:
 
 
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
-    """All sections as they hold for a dataset and, where one is named, an experiment of it."""
-    return {
+    """All that decides on results, as it holds for a dataset and, where named, an experiment."""
+    found = {
         name: section_of(config, name, dataset, experiment)
         for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS
     }
+    for key in COURSE_OF_TRAINING:
+        del found["training"][key]
+    return found
 
 
 def judge_of(config: Config, dataset: str, experiment: str) -> str:

@@ -71,6 +71,14 @@ class BipartiteGraph:
         product: Tensor = _Polynomial.apply(x, self, coefficients)  # type: ignore[no-untyped-call]
         return product
 
+    def evaluate(self, x: Tensor, coefficients: Sequence[float]) -> Tensor:
+        """``polynomial`` without a gradient; coefficients of 1 save a pass over x."""
+        # Horner, A (A (c_2 x) + c_1 x) + c_0 x: one running tensor instead of every power.
+        total = x if coefficients[-1] == 1 else x * coefficients[-1]
+        for coefficient in reversed(coefficients[:-1]):
+            total = self.multiply(total).add_(x, alpha=coefficient)
+        return total
+
     def propagate(self, x: Tensor, layers: int) -> Tensor:
         """The mean of x and its ``layers`` convolutions A x, A^2 x, ...; differentiable in x."""
         return self.polynomial(x, [1 / (layers + 1)] * (layers + 1))
@@ -84,16 +92,8 @@ class _Polynomial(Function):
         ctx: Any, x: Tensor, graph: BipartiteGraph, coefficients: Sequence[float]
     ) -> Tensor:
         ctx.graph, ctx.coefficients = graph, coefficients
-        return _evaluate(graph, coefficients, x)
+        return graph.evaluate(x, coefficients)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _evaluate(ctx.graph, ctx.coefficients, gradient.contiguous()), None, None
-
-
-def _evaluate(graph: BipartiteGraph, coefficients: Sequence[float], x: Tensor) -> Tensor:
-    # Horner, A (A (c_2 x) + c_1 x) + c_0 x: one running tensor instead of every power.
-    total = x * coefficients[-1]
-    for coefficient in reversed(coefficients[:-1]):
-        total = graph.multiply(total).add_(x, alpha=coefficient)
-    return total
+        return ctx.graph.evaluate(gradient.contiguous(), ctx.coefficients), None, None

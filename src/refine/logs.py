@@ -8,13 +8,17 @@ from pathlib import Path
 
 
 @contextmanager
-def job_log(path: str | Path) -> Iterator[logging.Logger]:
+def job_log(path: str | Path, *, append: bool = False) -> Iterator[logging.Logger]:
     """Logs the ``refine`` loggers to ``path`` and standard error for the length of a job.
 
     What is for the curious, such as the output of an engine, goes to the file alone.
 
     An error ends the process with status 1: one of our own with its message, which says what to
     do, any other with its traceback.
+
+    Args:
+        path: the log file.
+        append: goes on with what it holds.
 
     Raises:
         SystemExit: the job failed.
@@ -23,7 +27,7 @@ def job_log(path: str | Path) -> Iterator[logging.Logger]:
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("refine")
     logger.setLevel(logging.DEBUG)
-    to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    to_file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setLevel(logging.INFO)

@@ -9,7 +9,7 @@ one binary search a negative draws from exactly this distribution.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -121,7 +121,7 @@ class NegativeSampler:
         self._positives, self._confirmed = data.positives, data.confirmed
         self._settings = settings
         self._device = data.device
-        self._similar: tuple[Tensor, Tensor] | None = None
+        self._similar: dict[str, Tensor] = {}
 
         weights = settings.weights()
         self._is_one = (weights == 1).to(self._device)
@@ -148,8 +148,20 @@ class NegativeSampler:
             near_liked: s, how many of them count around an item that the user likes.
             near_disliked: r, around a confirmed negative.
         """
-        similar_items = similar_items.to(self._device)
-        self._similar = (similar_items[:, :near_liked], similar_items[:, :near_disliked])
+        self.restore(
+            {
+                "near_liked": similar_items[:, :near_liked],
+                "near_disliked": similar_items[:, :near_disliked],
+            }
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The similar items that count; empty before ``reweight``."""
+        return dict(self._similar)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from the ``state`` of a sampler of the same data and settings."""
+        self._similar = {name: items.to(self._device) for name, items in state.items()}
         self._tables.clear()
 
     def draw(self, users: Tensor, generator: torch.Generator) -> Tensor:
@@ -246,14 +258,14 @@ class NegativeSampler:
         disliked = self._block_cells(self._confirmed, block.confirmed, block)
         cells.index_fill_(0, liked, WeightClass.POSITIVE)
         cells.index_fill_(0, disliked, WeightClass.CONFIRMED)
-        if self._similar is not None and self._settings.reweight:
+        if self._similar and self._settings.reweight:
             # As released: first what is near a liked item, then what is near a disliked one, each
             # only where the weight still is exactly 1.
-            for pairs, where, similar, near in (
-                (self._positives, block.positives, self._similar[0], WeightClass.NEAR_LIKED),
-                (self._confirmed, block.confirmed, self._similar[1], WeightClass.NEAR_DISLIKED),
+            for pairs, where, name, near in (
+                (self._positives, block.positives, "near_liked", WeightClass.NEAR_LIKED),
+                (self._confirmed, block.confirmed, "near_disliked", WeightClass.NEAR_DISLIKED),
             ):
-                mask = self._near(pairs, where, similar, block)
+                mask = self._near(pairs, where, self._similar[name], block)
                 mask &= self._is_one[cells.int()]
                 cells.masked_fill_(mask, near)
         return classes

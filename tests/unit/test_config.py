@@ -68,6 +68,12 @@ def test_the_defaults_are_valid(config: dict[str, Any]) -> None:
             },
             "datasets.demo.sources.0.files.rating: unknown key; did you mean 'ratings'?",
         ),
+        # How a run goes is no setting of a dataset: it would be a reason to run it again.
+        (
+            {"datasets": {"demo": {"training": {"checkpoint_minutes": 1}}}},
+            "datasets.demo.training.checkpoint_minutes: unknown key; known are: batch_size, "
+            "epochs, learning_rate, patience, regularisation, warmup_epochs",
+        ),
         (
             {"sampling": {"normalisation": "softmx"}},
             "sampling.normalisation: 'softmx' is none of sum, softmax; did you mean 'softmax'?",
@@ -372,3 +378,9 @@ def test_merging_changes_neither_and_lets_the_overlay_win(
 def test_a_digest_does_not_depend_on_the_order_of_keys(mapping: dict[str, Any]) -> None:
     assert settings_of.digest(dict(reversed(mapping.items()))) == settings_of.digest(mapping)
     assert settings_of.digest(mapping | {"e": 1}) != settings_of.digest(mapping | {"e": 2})
+
+
+def test_how_a_training_goes_is_no_setting_that_results_depend_on(config: dict[str, Any]) -> None:
+    found = settings_of.settings(config, "demo", "refine")["training"]
+    assert not found.keys() & {"checkpoint_minutes", "tensorboard"}
+    assert found["epochs"] == config["training"]["epochs"]

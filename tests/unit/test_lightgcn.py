@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.nn import LightGCN as PyGLightGCN
 from training_data import data_of, planted, random_labels
 
 from refine.data import TrainingData
 from refine.evaluation.ranking import RankingEvaluator
+from refine.models.adam import Adam
 from refine.models.base import Hyperparameters
 from refine.models.lightgcn import LightGCN, LightGCNHyperparameters
 from refine.models.registry import build_model, hyperparameters, load_model, save_model
@@ -63,6 +65,63 @@ def test_loss_and_gradient_equal_those_of_pyg() -> None:
     )
 
 
+@pytest.mark.usefixtures("_double")
+def test_the_loss_is_differentiated_as_a_plain_one() -> None:
+    data = small_data()
+    model = new_model(data)
+
+    def plain(embedding: torch.Tensor) -> torch.Tensor:
+        e = model.graph.propagate(embedding, PARAMETERS.layers)
+        users, positives, negatives = e[BATCH]
+        margins = (users * (positives - negatives)).sum(1)
+        norm = embedding[BATCH.unique()].square().sum()
+        return -margins.sigmoid().log().mean() + PARAMETERS.regularisation / 5 * norm
+
+    # Scaled, as by a caller that adds losses up.
+    (found,) = torch.autograd.grad(3 * model.loss(BATCH), model.embedding)
+    (expected,) = torch.autograd.grad(3 * plain(model.embedding), model.embedding)
+    torch.testing.assert_close(model.loss(BATCH), plain(model.embedding), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_second_backward_is_an_error_and_not_another_gradient() -> None:
+    loss = new_model(small_data()).loss(BATCH)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_no_step_of_an_epoch_waits_for_a_number() -> None:
+    """What fetches a value from a device, or has a shape that depends on one, waits for it."""
+    data = planted()
+    model = new_model(data)
+    optimiser = model.optimiser()
+    batches = model.batches(
+        NegativeSampler(data, SamplingSettings()), torch.Generator().manual_seed(0)
+    )
+    next(batches)  # which draws the epoch
+    with Operations() as operations:
+        for batch in batches:
+            optimiser.zero_grad()
+            model.loss(batch).backward()
+            optimiser.step()
+    assert {"_fused_adam_", "_embedding_bag_forward_only"} <= operations.names
+    waiting = ("_local_scalar_dense", "nonzero", "_unique", "bincount", "masked_select", "equal")
+    assert not {name for name in operations.names if name.startswith(waiting)}
+
+
+class Operations(TorchDispatchMode):
+    """Remembers the names of the operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def reference_gradient(e0: np.ndarray, adjacency: np.ndarray, batch: np.ndarray) -> np.ndarray:
     """The gradient of the loss, derived by hand, with dense matrices."""
     powers = [np.linalg.matrix_power(adjacency, k) for k in range(PARAMETERS.layers + 1)]
@@ -79,6 +138,31 @@ def reference_gradient(e0: np.ndarray, adjacency: np.ndarray, batch: np.ndarray)
     for node in set(batch.flatten().tolist()):
         gradient[node] += 2 * PARAMETERS.regularisation / size * e0[node]
     return gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_our_adam_is_that_of_pytorch(dtype: torch.dtype) -> None:
+    start = torch.rand(7, 3, dtype=dtype)
+    one, other, idle = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    ours = Adam([one, idle], learning_rate=0.01)
+    theirs = torch.optim.Adam([other], lr=0.01, fused=True)
+    for step in range(6):
+        if step == 3:  # a state can be taken up
+            state, ours = ours.state_dict(), Adam([one, idle], learning_rate=0.5)
+            ours.load_state_dict(state)
+        one.grad = torch.rand(7, 3, dtype=dtype) - 0.3
+        other.grad = one.grad.clone()
+        ours.step()
+        theirs.step()
+        assert torch.equal(one, other)
+    found, expected = ours.state_dict(), theirs.state_dict()
+    assert found["state"][0].keys() == expected["state"][0].keys()
+    for name, value in expected["state"][0].items():
+        assert torch.equal(found["state"][0][name], value)
+    assert {k: v for k, v in found["param_groups"][0].items() if k != "params"} == {
+        k: v for k, v in expected["param_groups"][0].items() if k != "params"
+    }
+    assert torch.equal(idle, start)
 
 
 @pytest.mark.usefixtures("_double")

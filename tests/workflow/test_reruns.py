@@ -45,8 +45,10 @@ def test_a_second_run_does_nothing(pipeline: Pipeline) -> None:
         # A limit that stops a run says nothing about results that are there.
         ({"refine": {"max_undecided": 0.5}, "probe": {"min_auc": 0.6}}, set()),
         ({"datasets": {"demo": {"title": "Other"}}}, {"draw_curves"}),
-        # Where files come from, which device trains, and other data sets' settings change nothing.
+        # Where files come from, which device trains, what is saved and shown on the way, and other
+        # data sets' settings change nothing.
         ({"mirror": "/nowhere", "device": "cpu"}, set()),
+        ({"training": {"checkpoint_minutes": 1, "tensorboard": True}}, set()),
         ({"datasets": {"ml100k": {"split": {"seed": 7}}}}, set()),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",

@@ -24,6 +24,10 @@ try:
 except settings_of.ConfigError as error:
     sys.exit(str(error))
 
+# What a training saves on its way is no output, as those go with a job that fails: nothing carries
+# it to and from a pod, so it is kept on the volume that all pods share.
+config["shared_folder"] = workflow.storage_settings.default_storage_prefix or "."
+
 
 def one_of(names):
     """A pattern that matches any of the names, and nothing where there are none."""
@@ -72,8 +76,8 @@ def seeds_of(wildcards):
 
 
 def gpu(wildcards):
-    """One GPU for training, unless the configuration says to train without."""
-    return None if config["device"] == "cpu" else 1
+    """A GPU for each process of a training, unless the configuration says to train without."""
+    return None if config["device"] == "cpu" else config["training"]["processes"]
 
 
 def labels_of_experiment(wildcards):

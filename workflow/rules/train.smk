@@ -16,6 +16,7 @@ rule warm_up:
         "logs/benchmarks/warm_up/{dataset}/{experiment}/seed{seed}.tsv"
     conda:
         "../../envs/train.yaml"
+    threads: config["training"]["processes"]
     resources:
         mem_mb=8000,
         runtime="4h",
@@ -45,6 +46,7 @@ rule train:
         "logs/benchmarks/train/{dataset}/{experiment}/seed{seed}.tsv"
     conda:
         "../../envs/train.yaml"
+    threads: config["training"]["processes"]
     resources:
         mem_mb=8000,
         runtime="12h",

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from refine.artifacts import ArtifactError, read_json, write_json
 from refine.evaluation.card import RATED, require_same_card
@@ -119,7 +119,7 @@ def _over_seeds(values: list[float], confidence: float) -> dict[str, Any]:
     interval: list[float] | None = None
     if len(values) > 1:
         deviation = float(np.std(values, ddof=1))
-        half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * deviation
+        half = float(stdtrit(len(values) - 1, (1 + confidence) / 2)) * deviation
         half /= len(values) ** 0.5
         interval = [max(0.0, mean - half), min(1.0, mean + half)]
     return {"mean": mean, "sd": deviation, "interval": interval, "per_seed": values}

@@ -93,7 +93,14 @@ class Recommender(nn.Module, ABC):
 
 
 class GradientRecommender(Recommender):
-    """A model that is trained by gradient steps on batches."""
+    """A model that is trained by gradient steps on batches.
+
+    Attributes:
+        can_be_shared: whether several processes can train it, each some columns of its parameters,
+            see ``refine.shards``.
+    """
+
+    can_be_shared: ClassVar[bool] = False
 
     @abstractmethod
     def batches(self, negatives: NegativeSampler, generator: torch.Generator) -> Iterator[Any]:

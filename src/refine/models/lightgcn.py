@@ -9,12 +9,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from refine import shards
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
+from refine.models.adam import Adam
 from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.bpr import bpr_loss
 from refine.sampling import NegativeSampler
+
+_BATCHES_AT_ONCE = 64  # are put together, as one batch alone costs as much
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class LightGCN(GradientRecommender):
     """Embeddings of users and items, smoothed over the graph of positives."""
 
     hyperparameter_type = LightGCNHyperparameters
+    can_be_shared = True
     hyperparameters: LightGCNHyperparameters
 
     def __init__(
@@ -46,13 +51,14 @@ class LightGCN(GradientRecommender):
         self.hyperparameters = hyperparameters
         self.positives = data.positives
         self.graph = BipartiteGraph(data.positives, data.n_users, data.n_items)
-        self.embedding = nn.Parameter(
-            torch.empty(self.graph.n_nodes, hyperparameters.dimension, device=data.device)
-        )
-        nn.init.xavier_uniform_(self.embedding, generator=generator)
+        initial = torch.empty(self.graph.n_nodes, hyperparameters.dimension, device=data.device)
+        nn.init.xavier_uniform_(initial, generator=generator)
+        # All processes draw the whole matrix, so that it does not depend on their number.
+        self.embedding = nn.Parameter(shards.own_columns(initial))
+        shards.save_whole(self)
 
     def propagated(self) -> Tensor:
-        """E = 1 / (K + 1) sum over k of A^k E0: users' rows first; [nodes, d]."""
+        """E = 1 / (K + 1) sum over k of A^k E0: users' rows first; [nodes, own columns]."""
         return self.graph.propagate(self.embedding, self.hyperparameters.layers)
 
     def batches(self, negatives: NegativeSampler, generator: torch.Generator) -> Iterator[Tensor]:
@@ -66,36 +72,35 @@ class LightGCN(GradientRecommender):
         order = torch.randperm(len(users), generator=generator, device=users.device)
         first_item = self.graph.n_users
         triples = torch.stack([users, first_item + positives, first_item + drawn])
-        for batch in torch.split(order, self.hyperparameters.batch_size):
-            yield triples.index_select(1, batch).long()
+        size = self.hyperparameters.batch_size
+        for chunk in torch.split(order, _BATCHES_AT_ONCE * size):
+            yield from torch.split(triples.index_select(1, chunk).long(), size, dim=1)
 
     def loss(self, batch: Tensor) -> Tensor:
         """Mean of -ln sigmoid(y_ui - y_uj), plus lambda / b times ||E0||^2 of the batch's nodes."""
-        nodes = batch.flatten()
-        users, positives, negatives = (
-            self.propagated().index_select(0, nodes).view(*batch.shape, -1)
+        powers = self.hyperparameters.layers + 1
+        return bpr_loss(
+            self.embedding,
+            lambda x: self.graph.evaluate(x, [1.0] * powers),
+            batch,
+            self.hyperparameters.regularisation,
+            scale=1 / powers,
         )
-        margins = (users * (positives - negatives)).sum(1)
-        # Each node counts once, however often it occurs.
-        occurs = self.embedding.new_zeros(self.graph.n_nodes).index_fill_(0, nodes, 1.0)
-        squared_norm = occurs @ self.embedding.square().sum(1)
-        weight = self.hyperparameters.regularisation / batch.shape[1]
-        return F.softplus(-margins).mean() + weight * squared_norm
 
     def optimiser(self) -> torch.optim.Optimizer:
         """Adam."""
-        return torch.optim.Adam(
-            self.parameters(), lr=self.hyperparameters.learning_rate, fused=True
-        )
+        adam = Adam(self.parameters(), self.hyperparameters.learning_rate)
+        shards.save_whole_optimiser(adam)
+        return adam
 
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """y_ui: inner products of the propagated embeddings."""
-        embeddings, n_users = self.propagated(), self.graph.n_users
+        embeddings, n_users = shards.all_columns(self.propagated()), self.graph.n_users
         users, items = embeddings[:n_users], embeddings[n_users:]
         return lambda block: users[block] @ items.T
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
         """The items' rows of E."""
-        return self.propagated()[self.graph.n_users :]
+        return shards.all_columns(self.propagated()[self.graph.n_users :])

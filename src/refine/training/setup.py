@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from refine import shards
 from refine.data import TrainingData
 from refine.evaluation.masks import masked_pairs
 from refine.evaluation.ranking import RankingEvaluator
@@ -43,6 +44,11 @@ def new_trainer(data: TrainingData, settings: Settings, seed: int) -> Trainer:
     model = build_model(settings, data, generator)
     if not isinstance(model, GradientRecommender):
         raise TrainingError(f"model {settings['model']['name']} is not trained by gradient steps")
+    if shards.processes() > 1 and not model.can_be_shared:
+        raise TrainingError(
+            f"model {settings['model']['name']} is trained by one process: set training.processes "
+            "to 1"
+        )
     evaluator = RankingEvaluator(
         mask=masked_pairs(data, settings["evaluation"]["mask"], mask_validation=False),
         targets=data.validation,

@@ -1,4 +1,4 @@
-"""The state of a training run between two epochs, as a file."""
+"""The state of a training run after any step, as a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +19,20 @@ class Epoch(NamedTuple):
     ndcg: float
 
 
+class UnfinishedEpoch(NamedTuple):
+    """What is done of an epoch.
+
+    Attributes:
+        steps: number of optimiser steps.
+        loss: the sum of their losses, a float64 scalar.
+        negatives: state of the sampler, empty without mined weights.
+    """
+
+    steps: int
+    loss: Tensor
+    negatives: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """All that the rest of a training run depends on, its settings apart.
@@ -26,10 +40,12 @@ class TrainingState:
     Attributes:
         model: ``state_dict`` of the model.
         optimiser: ``state_dict`` of its optimiser.
-        generator: state of the generator of batches and negatives.
+        generator: state of the generator of batches and negatives after the last finished epoch;
+            from it, the batches of an unfinished one come out the same again.
         best_weights: ``state_dict`` of the model after its best epoch; empty before the first.
         best_epoch: counted from 1; 0 before the first.
-        history: the epochs so far.
+        history: the finished epochs.
+        unfinished: the one that has begun, if any.
     """
 
     model: dict[str, Tensor]
@@ -38,6 +54,7 @@ class TrainingState:
     best_weights: dict[str, Tensor]
     best_epoch: int
     history: list[Epoch]
+    unfinished: UnfinishedEpoch | None = None
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Writes the state, whole or not at all.
@@ -63,6 +80,10 @@ class TrainingState:
             "best_epoch": self.best_epoch,
             "history": self.history,
         }
+        if self.unfinished is not None:
+            metadata["steps"] = self.unfinished.steps
+            tensors["loss"] = self.unfinished.loss
+            tensors |= {f"negatives.{name}": t for name, t in self.unfinished.negatives.items()}
         write_tensors(path, tensors, metadata)
 
     @classmethod
@@ -82,6 +103,10 @@ class TrainingState:
         for key, tensor in _below("optimiser", tensors).items():
             index, name = key.split(".", 1)
             values.setdefault(int(index), {})[name] = tensor
+        unfinished = None
+        if "steps" in metadata:
+            negatives = _below("negatives", tensors)
+            unfinished = UnfinishedEpoch(metadata["steps"], tensors["loss"], negatives)
         state = cls(
             model=_below("model", tensors),
             optimiser={"state": values, "param_groups": optimiser["param_groups"]},
@@ -89,6 +114,7 @@ class TrainingState:
             best_weights=_below("best", tensors),
             best_epoch=metadata["best_epoch"],
             history=[Epoch(*epoch) for epoch in metadata["history"]],
+            unfinished=unfinished,
         )
         return state, metadata["facts"]
 

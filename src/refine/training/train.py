@@ -11,16 +11,19 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from refine import shards
 from refine.artifacts import HISTORY, ArtifactError, write_table
 from refine.data import TrainingData
 from refine.device import choose_device, deterministic
 from refine.evaluation.environment import environment
 from refine.mining import read_similar_items
 from refine.models.registry import save_model
+from refine.training.checkpoint import identity
 from refine.training.loop import Trainer, TrainingError
 from refine.training.mine import mine_items
 from refine.training.setup import Settings, new_trainer, run_identity
 from refine.training.state import TrainingState
+from refine.training.underway import Underway, underway
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +41,7 @@ def train(
     settings: Settings,
     seed: int,
     device: str = "auto",
+    leave: Underway | None = None,
 ) -> None:
     """Trains from the warm-up until early stopping, and writes the best epoch's model.
 
@@ -54,9 +58,11 @@ def train(
         settings: sections ``model``, ``training``, ``sampling``, ``mining`` and ``evaluation``.
         seed: that of the warm-up.
         device: ``auto``, ``cpu`` or ``cuda``; of the same kind as for the warm-up.
+        leave: while the run goes on; nothing by default.
 
     Raises:
         ArtifactError: the state belongs to another model, seed or kind of device.
+        SystemExit: the run was told to stop, and has left a checkpoint.
         ValueError: ``similar_items`` is needed and missing.
     """
     data = TrainingData.load(feedback, validation, users, items).to(choose_device(device))
@@ -71,7 +77,9 @@ def train(
     trainer.restore(warmed_up)
 
     mining = settings["mining"]
-    with deterministic(data.device):
+    read = (state, similar_items, feedback, validation, users, items)
+    run = identity(settings, filter(None, read), seed, data.device)
+    with deterministic(data.device), underway(trainer, leave, run):
         if not settings["sampling"]["reweight"]:
             trainer.train()
         elif mining["refresh"] == "epoch":
@@ -83,8 +91,8 @@ def train(
             trainer.train()
         else:
             raise ValueError("re-weighting needs similar items: none were given")
-
-    _write(trainer, settings, seed, model, history)
+        if shards.is_first():
+            _write(trainer, settings, seed, model, history)
 
 
 def _mine_anew(trainer: Trainer, mining: Mapping[str, Any]) -> None:
