@@ -140,7 +140,7 @@ def test_an_engine_that_dies_is_reported_and_leaves_nothing(
                 pass
         with pytest.raises(EngineError):
             next(engine.ask([prompt(1, 1)]))
-    assert not members(group)
+    wait_until(lambda: not members(group))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ asks is killed, ends this process and all that it has started.
 import hashlib
 import json
 import math
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -23,7 +23,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import IO, Any
 
 from refine.feedback import parsing
@@ -34,6 +34,8 @@ _CACHE_ON_CPU = 1 << 30
 
 _GRACE = 10.0
 """Seconds that this process, and then the engine's, get to end in good order."""
+
+_ending = Event()
 
 
 class _FatalError(Exception):
@@ -80,14 +82,27 @@ def _listen(lines: IO[str], inbox: SimpleQueue[Any]) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def _watch_children() -> None:
+    """Ends us if the engine's process is killed, for want of memory say: vLLM would wait on."""
+    children = multiprocessing.active_children()
+    if children:
+        multiprocessing.connection.wait([child.sentinel for child in children])
+        if not _ending.is_set():
+            codes = [child.exitcode for child in children]
+            print(f"EngineDeadError: its process has ended, exit code {codes}", file=sys.stderr)
+            os._exit(1)
+
+
 def _end_children() -> None:
     """Ends the engine's process, if it has one of its own, so that it frees shared memory."""
+    _ending.set()
     for child in multiprocessing.active_children():
         child.terminate()
         child.join(_GRACE)
 
 
 def _serve(engine: "_Engine", inbox: SimpleQueue[Any], replies: IO[str]) -> None:
+    Thread(target=_watch_children, daemon=True).start()
     _send(replies, facts=engine.facts, window=engine.window)
     while True:
         while engine.idle or not inbox.empty():
