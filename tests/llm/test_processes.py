@@ -21,15 +21,16 @@ from refine.feedback.llm.engine import EngineError
 from refine.feedback.llm.vllm import start
 
 ASKS_FOR_EVER = """
-import itertools, json, sys
+import itertools, json, sys, time
 from refine.feedback.llm.engine import Request
 from refine.feedback.llm.vllm import start
 
-settings, prompt = map(json.loads, sys.argv[1:])
+settings, prompt, pause = map(json.loads, sys.argv[1:])
 requests = (Request(**prompt | {"key": str(n)}) for n in itertools.count())
 with start(settings) as engine:
     for reply in engine.ask(requests):
         print(reply.key, flush=True)
+        time.sleep(pause)
 """
 
 
@@ -144,24 +145,27 @@ def test_an_engine_that_dies_is_reported_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("several", "moment"), [(False, "start"), (False, "answers"), (True, "answers")]
+    ("several", "moment"),
+    [(False, "start"), (False, "answers"), (True, "answers"), (False, "rest")],
 )
 def test_no_engine_outlives_a_job_that_was_killed(
     tiny_model: Path, several: bool, moment: str
 ) -> None:
-    script = [sys.executable, "-c", ASKS_FOR_EVER]
+    """Neither one that is at work, nor one that has nothing to do and would wait on."""
+    settings, pause = vllm_judge(tiny_model), 10**6 if moment == "rest" else 0
+    arguments = [json.dumps(value) for value in (settings, asdict(prompt(1, 1)), pause)]
     job = subprocess.Popen(
-        [*script, json.dumps(vllm_judge(tiny_model)), json.dumps(asdict(prompt(1, 1)))],
+        [sys.executable, "-c", ASKS_FOR_EVER, *arguments],
         env=os.environ
         | {"PYTHONPATH": str(ROOT / "src"), "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(several))},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert job.stdout
-    if moment == "answers":
-        assert job.stdout.readline() == "0\n"
-    else:
+    if moment == "start":
         wait_until(lambda: workers(job.pid) != [])
+    else:
+        assert job.stdout.readline() == "0\n"
     (group,) = workers(job.pid)
     try:
         assert len(members(group)) > 2 * several
