@@ -1,7 +1,8 @@
 """Candidates judged a second: vLLM as the pipeline runs it, beside one prompt at a time.
 
-Both judge the same prompts with the same base model on the same machine, greedily, one after the
-other:
+Both judge the same prompts with the same base model on the same machine, greedily, and take turns:
+ours with the prompts of some users, then the reference with a sample of these. Speeds are medians
+over the turns.
 
 * ours: `refine.feedback.llm.vllm`, all prompts at once, answers held to their form;
 * reference: ``generate`` of transformers, one prompt at a time, as the paper's authors ran it. Like
@@ -17,14 +18,13 @@ Needs vLLM (`make llm`)::
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import polars as pl
@@ -50,19 +50,6 @@ from refine.splits.split import split_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = load(ROOT / "config/config.yaml")
-STRATEGIES = ("select", "score")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Requests, and how many candidates each is about."""
-
-    requests: Sequence[Request]
-
-    @property
-    def candidates(self) -> int:
-        """Of all requests."""
-        return sum(len(request.choices or (None,)) for request in self.requests)
 
 
 def split(dataset: str, mirror: str | None, folder: Path) -> None:
@@ -82,12 +69,12 @@ def split(dataset: str, mirror: str | None, folder: Path) -> None:
     split_dataset(interactions, items, folder / "split", **options)
 
 
-def prompts(dataset: str, judge: dict[str, Any], folder: Path, n: int | None) -> Asked:
-    """The first prompts of a dataset's split, as the pipeline writes them for a judge."""
+def prompts(dataset: str, judge: dict[str, Any], folder: Path) -> list[Request]:
+    """What the pipeline asks a judge about a dataset."""
     wording = settings(CONFIG, dataset)["prompts"]
     by = "score" if judge["strategy"] == "score" else wording["answer"]
     tables = [folder / f"split/{name}.parquet" for name in ("train", "users", "items")]
-    path = folder / f"{judge['strategy']}.parquet"
+    path = folder / "prompts.parquet"
     write_prompts(
         *tables,
         ROOT / wording["templates"][by],
@@ -96,14 +83,7 @@ def prompts(dataset: str, judge: dict[str, Any], folder: Path, n: int | None) ->
         judge=prompt_settings(judge),
         dataset=dataset,
     )
-    maker = RequestMaker(read_form(path), tables[2])
-    return Asked(list(islice(maker.requests(pl.read_parquet(path)), n)))
-
-
-def tiny_model(dataset: str, folder: Path) -> Path:
-    """A tiny model to whose tokenizer the dataset's prompts are about as long as to a real one."""
-    texts = prompts(dataset, {"kind": "profile", "strategy": "select"}, folder, None).requests[::5]
-    return save_tiny_model(folder / "tiny", texts=[whole(request) for request in texts])
+    return list(RequestMaker(read_form(path), tables[2]).requests(pl.read_parquet(path)))
 
 
 def whole(request: Request) -> str:
@@ -111,85 +91,129 @@ def whole(request: Request) -> str:
     return "\n\n".join((request.instructions, request.context, request.question))
 
 
-def ours(judge: dict[str, Any], asked: Asked) -> tuple[dict[str, Reply], dict[str, Any]]:
-    """The replies, and how long they and the start took."""
-    begun = time.perf_counter()
-    with start(judge) as engine:
-        ready = time.perf_counter()
-        replies = {reply.key: reply for reply in engine.ask(asked.requests)}
-        done = time.perf_counter()
-        facts = engine.facts
-    assert len(replies) == len({request.key for request in asked.requests})
-    assert not any(reply.error for reply in replies.values())
-    tokens = sum(reply.prompt_tokens or 0 for reply in replies.values())
-    cached = sum(reply.cached_tokens or 0 for reply in replies.values())
-    return replies, {
-        "engine": f"vLLM {facts['version']}, {facts['dtype']}, {facts['device']}",
-        "prompts": len(asked.requests),
-        "tokens_a_prompt": tokens / len(replies),
-        "share_cached": cached / tokens,
-        "start_seconds": ready - begun,
-        "seconds": done - ready,
-        "candidates_a_second": asked.candidates / (done - ready),
-    }
+def candidates(requests: Sequence[Request]) -> int:
+    """How many candidates the requests are about."""
+    return sum(len(request.choices or (None,)) for request in requests)
+
+
+def turns(requests: Sequence[Request], n: int) -> Iterator[list[Request]]:
+    """Cuts the requests in n parts; a user's, which share most of their text, are all in one."""
+    users = [list(group) for _, group in groupby(requests, lambda request: request.context)]
+    for turn in range(n):
+        of_turn = users[turn * len(users) // n : (turn + 1) * len(users) // n]
+        yield [request for user in of_turn for request in user]
 
 
 class Reference:
-    """One prompt at a time."""
+    """One prompt at a time, by transformers."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.threads = threads
         dtype = "auto" if self.device.type == "cuda" else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.words = PromptTokenizer(self.tokenizer, "the model")
+        self.word_ids = PromptTokenizer(self.tokenizer, str(model)).word_ids
 
     @torch.inference_mode()
-    def measure(self, asked: Asked, replies: dict[str, Reply], *, stopped: bool) -> float:
-        """Candidates judged a second; checks scores against ours."""
-        torch.set_num_threads(self.threads)
-        self.judge(asked.requests[0], replies, stopped)  # once to warm up
-        begun = time.perf_counter()
-        for request in asked.requests:
-            self.judge(request, replies, stopped)
-        return asked.candidates / (time.perf_counter() - begun)
-
-    def judge(self, request: Request, replies: dict[str, Reply], stopped: bool) -> None:
-        """Answers or scores one prompt."""
+    def answer(self, request: Request, least: int, most: int) -> None:
+        """Goes on from a prompt by so many tokens."""
         inputs = self.tokenizer(whole(request), return_tensors="pt").to(self.device)
-        reply = replies[request.key]
-        if request.words is None:
-            room = reply.answer_tokens if stopped else answer_room(request.choices)
-            least = room if stopped else 1
-            self.model.generate(
-                **inputs, do_sample=False, min_new_tokens=least, max_new_tokens=room
-            )
-            return
+        self.model.generate(**inputs, do_sample=False, min_new_tokens=least, max_new_tokens=most)
+
+    @torch.inference_mode()
+    def score(self, request: Request, ids: tuple[int, int]) -> float:
+        """The log-odds of two words after a prompt."""
+        inputs = self.tokenizer(whole(request), return_tensors="pt").to(self.device)
         scores = self.model(**inputs, logits_to_keep=1).logits[0, -1]
-        yes, no = self.words.word_ids(request.question, request.words)
-        difference = abs(float(scores[yes] - scores[no]) - (reply.log_odds or 0))
-        assert difference < 1e-3 or self.device.type != "cpu", difference
+        return float(scores[ids[0]] - scores[ids[1]])
+
+    def ways(
+        self, replies: dict[str, Reply], first: Request
+    ) -> dict[str, Callable[[Request], Any]]:
+        """What is done with a prompt, for each figure; scores are compared with ours."""
+        if first.words is None:
+            return {
+                "reference": lambda r: self.answer(r, 1, answer_room(r.choices)),
+                "stopped": lambda r: self.answer(r, *[replies[r.key].answer_tokens or 0] * 2),
+            }
+        ids = self.word_ids(first.question, first.words)
+
+        def compare(request: Request) -> None:
+            difference = self.score(request, ids) - (replies[request.key].log_odds or 0)
+            assert abs(difference) < 1e-3 or self.device.type != "cpu", difference
+
+        return {"reference": compare}
+
+    def speed(self, way: Callable[[Request], Any], requests: Sequence[Request]) -> float:
+        """Candidates a second."""
+        begun = time.perf_counter()
+        for request in requests:
+            way(request)
+        return candidates(requests) / (time.perf_counter() - begun)
 
 
-def measure(model: Path, dataset: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Figures of both strategies."""
-    own = {"model": str(model), "revision": None, "engine": json.loads(options.engine)}
-    judge = CONFIG["judges"]["vllm"] | own
-    result = {}
-    for strategy in STRATEGIES:
-        judge["strategy"] = strategy
-        asked = prompts(dataset, judge, folder, options.prompts)
-        replies, figures = ours(judge, asked)
-        step = max(1, len(asked.requests) // options.reference_prompts)
-        sample = Asked(asked.requests[::step][: options.reference_prompts])
-        models = [Reference(model, threads) for threads in {1, os.cpu_count() or 1}]
-        for name, stopped in (("reference", False), ("reference_stopped", True)):
-            speed = max(one.measure(sample, replies, stopped=stopped) for one in models)
-            figures[f"{name}_candidates_a_second"] = speed
-            figures[f"speedup_over_{name}"] = figures["candidates_a_second"] / speed
-        result[strategy] = figures
-    return result
+def measure(
+    judge: dict[str, Any], requests: list[Request], n_turns: int, sample: int
+) -> dict[str, Any]:
+    """The figures of one strategy.
+
+    Args:
+        judge: of kind vllm.
+        requests: all of them, a user's next to each other.
+        n_turns: how often each gets its turn.
+        sample: how many prompts the reference answers in each.
+    """
+    reference = Reference(judge["model"])
+    speeds: dict[str, list[float]] = {"ours": []}
+    tokens = reused = 0
+    begun = time.perf_counter()
+    with start(judge) as engine:
+        started = time.perf_counter() - begun
+        for part in turns(requests, n_turns):
+            begun = time.perf_counter()
+            replies = {reply.key: reply for reply in engine.ask(part)}
+            speeds["ours"].append(candidates(part) / (time.perf_counter() - begun))
+            assert not any(reply.error for reply in replies.values())
+            tokens += sum(reply.prompt_tokens or 0 for reply in replies.values())
+            reused += sum(reply.cached_tokens or 0 for reply in replies.values())
+            sampled = part[:: max(1, len(part) // sample)][:sample]
+            for name, way in reference.ways(replies, part[0]).items():
+                way(part[0])  # once to warm up
+                speeds.setdefault(name, []).append(reference.speed(way, sampled))
+    result = {
+        "engine": f"vLLM {engine.facts['version']}, {engine.facts['dtype']}",
+        "prompts": len(requests),
+        "candidates": candidates(requests),
+        "tokens_a_prompt": tokens / len(requests),
+        "reused": reused / tokens,
+        "start_seconds": started,
+        "candidates_a_second": {name: median(values) for name, values in speeds.items()},
+    }
+    ours = result["candidates_a_second"]["ours"]
+    speedup = {name: ours / speed for name, speed in result["candidates_a_second"].items()}
+    return result | {"speedup": speedup}
+
+
+def table(figures: dict[str, dict[str, Any]]) -> str:
+    """The figures in Markdown."""
+    rows = [
+        "| strategy | prompts | tokens each | reused | ours, candidates/s | one at a time | ratio "
+        "| stopped in time | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for strategy, row in figures.items():
+        speed, speedup = row["candidates_a_second"], row["speedup"]
+        cells = [
+            f"`{strategy}`",
+            f"{row['prompts']:,}",
+            f"{row['tokens_a_prompt']:,.0f}",
+            f"{row['reused']:.0%}",
+            f"{speed['ours']:,.0f}",
+        ]
+        for name in ("reference", "stopped"):
+            cells += [f"{speed[name]:.1f}", f"{speedup[name]:.1f}"] if name in speed else ["", ""]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -197,38 +221,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="demo", help="of the configuration")
     parser.add_argument("--mirror", help="folder with the raw files of a real dataset")
-    parser.add_argument("--model", type=Path, help="folder of a base model; a tiny one without")
+    parser.add_argument("--model", help="folder of a base model; a tiny one without")
     parser.add_argument("--engine", default="{}", help="arguments of vLLM, as JSON")
-    parser.add_argument("--prompts", type=int, help="how many we answer; all without")
-    parser.add_argument("--reference-prompts", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--sample", type=int, default=50, help="reference prompts a turn")
+    parser.add_argument("--threads", type=int, default=1, help="of the reference on CPU")
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
 
+    torch.set_num_threads(arguments.threads)
     # On CPU the pipeline has the engine in the worker's process, which starts sooner; a process of
     # its own, as on GPUs, is faster once it runs.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         split(arguments.dataset, arguments.mirror, folder)
-        model = arguments.model or tiny_model(arguments.dataset, folder)
-        figures = measure(model, arguments.dataset, folder, arguments)
-    result = {"dataset": arguments.dataset, "machine": platform.processor(), **figures}
-    print(
-        f"{result['dataset']}; {figures['select']['engine']}\n\n"
-        "| strategy | prompts | tokens each | reused | ours, candidates/s "
-        "| one at a time | ratio | stopped | ratio |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    )
-    for strategy in STRATEGIES:
-        row = figures[strategy]
-        print(
-            f"| `{strategy}` | {row['prompts']:,} | {row['tokens_a_prompt']:,.0f} "
-            f"| {row['share_cached']:.0%} | {row['candidates_a_second']:,.0f} "
-            f"| {row['reference_candidates_a_second']:.1f} | {row['speedup_over_reference']:.1f} "
-            f"| {row['reference_stopped_candidates_a_second']:.1f} "
-            f"| {row['speedup_over_reference_stopped']:.1f} |"
-        )
-    print(f"\nstarting the engine took {figures['select']['start_seconds']:.0f} s")
+        model = arguments.model
+        if model is None:
+            # Its tokenizer learns from the prompts: they are then about as long as to a real one.
+            texts = prompts(arguments.dataset, {"kind": "profile", "strategy": "select"}, folder)
+            model = str(save_tiny_model(folder / "tiny", texts=list(map(whole, texts[::5]))))
+        own = {"model": model, "revision": None, "engine": json.loads(arguments.engine)}
+        for strategy in ("select", "score"):
+            judge = CONFIG["judges"]["vllm"] | own | {"strategy": strategy}
+            requests = prompts(arguments.dataset, judge, folder)
+            figures[strategy] = measure(judge, requests, arguments.turns, arguments.sample)
+    print(f"{arguments.dataset}, {figures['select']['engine']}\n\n{table(figures)}")
     if arguments.json is not None:
+        result = {"dataset": arguments.dataset, "threads": arguments.threads, **figures}
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 

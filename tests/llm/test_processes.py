@@ -21,40 +21,42 @@ from refine.feedback.llm.engine import EngineError
 from refine.feedback.llm.vllm import start
 
 ASKS_FOR_EVER = """
-import itertools, json, sys
+import itertools, json, sys, time
 from refine.feedback.llm.engine import Request
 from refine.feedback.llm.vllm import start
 
-settings, prompt = map(json.loads, sys.argv[1:])
+settings, prompt, pause = map(json.loads, sys.argv[1:])
 requests = (Request(**prompt | {"key": str(n)}) for n in itertools.count())
 with start(settings) as engine:
     for reply in engine.ask(requests):
         print(reply.key, flush=True)
+        time.sleep(pause)
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Process:
+    started: int
     id: int
     parent: int
     group: int
 
 
 def processes() -> list[Process]:
-    """All that have not ended."""
+    """All that have not ended, the oldest first; ids do not tell, for they are used again."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent, group = path.read_text().rpartition(") ")[2].split()[:3]
+            state, parent, group, *others = path.read_text().rpartition(") ")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state != "Z":
-            found.append(Process(int(path.parent.name), int(parent), int(group)))
-    return found
+            found.append(Process(int(others[16]), int(path.parent.name), int(parent), int(group)))
+    return sorted(found)
 
 
 def workers(job: int) -> list[int]:
-    """The groups that children of a process lead."""
+    """The groups that children of a process lead, the latest last."""
     return [one.group for one in processes() if one.parent == job and one.id == one.group]
 
 
@@ -132,36 +134,39 @@ def test_an_engine_that_dies_is_reported_and_leaves_nothing(
     with start(vllm_judge(tiny_model)) as engine:
         group = workers(os.getpid())[-1]
         below = [process.id for process in members(group) if process.parent == group]
-        replies = engine.ask(prompt(user, 1) for user in range(10**9))
+        replies = engine.ask(prompt(user, 1) for user in range(10**4))
         next(replies)
-        os.kill(group if victim == "worker" else max(below), signal.SIGKILL)
+        os.kill(group if victim == "worker" else below[-1], signal.SIGKILL)
         with pytest.raises(EngineError, match="SIGKILL" if victim == "worker" else "EngineDead"):
             for _ in replies:
                 pass
         with pytest.raises(EngineError):
             next(engine.ask([prompt(1, 1)]))
-    assert not members(group)
+    wait_until(lambda: not members(group))
 
 
 @pytest.mark.parametrize(
-    ("several", "moment"), [(False, "start"), (False, "answers"), (True, "answers")]
+    ("several", "moment"),
+    [(False, "start"), (False, "answers"), (True, "answers"), (False, "rest")],
 )
 def test_no_engine_outlives_a_job_that_was_killed(
     tiny_model: Path, several: bool, moment: str
 ) -> None:
-    script = [sys.executable, "-c", ASKS_FOR_EVER]
+    """Neither one that is at work, nor one that has nothing to do and would wait on."""
+    settings, pause = vllm_judge(tiny_model), 10**6 if moment == "rest" else 0
+    arguments = [json.dumps(value) for value in (settings, asdict(prompt(1, 1)), pause)]
     job = subprocess.Popen(
-        [*script, json.dumps(vllm_judge(tiny_model)), json.dumps(asdict(prompt(1, 1)))],
+        [sys.executable, "-c", ASKS_FOR_EVER, *arguments],
         env=os.environ
         | {"PYTHONPATH": str(ROOT / "src"), "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(several))},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert job.stdout
-    if moment == "answers":
-        assert job.stdout.readline() == "0\n"
-    else:
+    if moment == "start":
         wait_until(lambda: workers(job.pid) != [])
+    else:
+        assert job.stdout.readline() == "0\n"
     (group,) = workers(job.pid)
     try:
         assert len(members(group)) > 2 * several

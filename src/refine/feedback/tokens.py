@@ -9,6 +9,7 @@ only: the worker inside the engine's environment uses this very module.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -226,6 +227,41 @@ class PromptTokenizer:
             f"the chat template of {self._name} cannot write the prompts ({cause}): check the "
             f"judge's `chat` arguments, or set its form to base"
         )
+
+
+class PromptEncoder:
+    """Turns the prompts of one run, all of one form, into the token ids that are sent."""
+
+    def __init__(self, tokenizer: PromptTokenizer, form: str, chat: Mapping[str, Any]) -> None:
+        """Arguments as for `PromptTokenizer.pieces`."""
+        self._tokenizer, self._form, self._chat = tokenizer, form, chat
+        # A user's prompts follow one another.
+        self._prefix_ids = lru_cache(maxsize=16)(tokenizer.prefix_ids)
+        self._word_ids: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def prompt_ids(self, instructions: str, context: str, question: str) -> list[int]:
+        """The token ids of a whole prompt, as many as were counted.
+
+        Raises:
+            TokenizerError: the texts do not fit the form.
+        """
+        texts = (instructions, context, question)
+        prefix, rest = self._tokenizer.pieces(self._form, *texts, self._chat)
+        return self._prefix_ids(prefix, self._form) + self._tokenizer.rest_ids(rest)
+
+    def word_ids(
+        self, instructions: str, context: str, question: str, words: tuple[str, str]
+    ) -> tuple[int, int]:
+        """The tokens of two words after a prompt; the same for all, as all end in the same way.
+
+        Raises:
+            TokenizerError: a word is several tokens, or both are the same.
+        """
+        if words not in self._word_ids:
+            texts = (instructions, context, question)
+            _, rest = self._tokenizer.pieces(self._form, *texts, self._chat)
+            self._word_ids[words] = self._tokenizer.word_ids(rest, words)
+        return self._word_ids[words]
 
 
 def _before(part: list[int], whole: list[int]) -> list[int]:

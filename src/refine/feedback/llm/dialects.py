@@ -8,12 +8,11 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from refine.feedback.llm.engine import EngineError, Reply, Request
 from refine.feedback.parsing import answer_room, json_schema, pattern
-from refine.feedback.tokens import BREAK, CHAT, PromptTokenizer, TokenizerError
+from refine.feedback.tokens import BREAK, CHAT, PromptEncoder, PromptTokenizer, TokenizerError
 
 _NO_PROBABILITY = -9999.0
 """What vLLM's server writes for the logarithm of 0, which JSON has no number for."""
@@ -48,7 +47,7 @@ class Dialect:
         self._settings = settings
         self._server: str = settings["server"]
         self.chats = settings["form"] == CHAT
-        self._tokens: _Tokens | None = None
+        self._encoder: PromptEncoder | None = None
         self._word_names: list[str] = []
         self.path = "/chat/completions" if self.chats else "/completions"
         scores = settings["strategy"] == "score"
@@ -63,7 +62,7 @@ class Dialect:
                 "model whose tokenizer knows them in the judge's `tokenizer`"
             )
         if self._server == "vllm" and settings["tokenizer"] and (scores or not self.chats):
-            self._tokens = _Tokens(settings)
+            self._encoder = _encoder(settings)
 
     def body(self, request: Request) -> dict[str, Any]:
         """The JSON to send."""
@@ -123,9 +122,8 @@ class Dialect:
                     {"role": "user", "content": f"{request.context}{BREAK}{request.question}"},
                 ]
             }
-        if self._tokens:
-            return {"prompt": self._tokens.prompt(request)}
-        return {"prompt": BREAK.join((request.instructions, request.context, request.question))}
+        texts = (request.instructions, request.context, request.question)
+        return {"prompt": self._encoder.prompt_ids(*texts) if self._encoder else BREAK.join(texts)}
 
     def _choose(self, choices: Sequence[str]) -> dict[str, Any]:
         """The part of a body that asks for some of the choices."""
@@ -153,8 +151,12 @@ class Dialect:
         body: dict[str, Any] = {length: 1}
         # The most that OpenAI lists: 20 tokens of a chat model, 5 of another.
         body |= {"logprobs": True, "top_logprobs": 20} if self.chats else {"logprobs": 5}
-        if self._tokens:
-            ids = self._tokens.of_words(request, words)
+        if self._encoder:
+            texts = (request.instructions, request.context, request.question)
+            try:
+                ids = self._encoder.word_ids(*texts, words)
+            except TokenizerError as error:
+                raise EngineError(str(error)) from error
             self._word_names = [f"token_id:{number}" for number in ids]
             body["logprob_token_ids"] = ids
             body["return_tokens_as_token_ids"] = True
@@ -207,36 +209,13 @@ class Dialect:
         return listed if listed.keys() >= set(self._word_names) else {}
 
 
-class _Tokens:
-    """The prompts as token ids: as they were counted, and as the vLLM judge sends them."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        try:
-            self._tokenizer = PromptTokenizer.load(settings["tokenizer"], None)
-        except TokenizerError as error:
-            raise EngineError(str(error)) from error
-        self._form, self._chat = settings["form"], settings["chat"]
-        self._of_words: tuple[int, int] | None = None
-        # A user's prompts follow one another.
-        self._prefix_ids = lru_cache(maxsize=16)(self._tokenizer.prefix_ids)
-
-    def prompt(self, request: Request) -> list[int]:
-        prefix, rest = self._pieces(request)
-        return self._prefix_ids(prefix, self._form) + self._tokenizer.rest_ids(rest)
-
-    def of_words(self, request: Request, words: tuple[str, str]) -> tuple[int, int]:
-        """The two words' tokens; the same for all requests, as their questions end alike."""
-        if self._of_words is None:
-            _, rest = self._pieces(request)
-            try:
-                self._of_words = self._tokenizer.word_ids(rest, words)
-            except TokenizerError as error:
-                raise EngineError(str(error)) from error
-        return self._of_words
-
-    def _pieces(self, request: Request) -> tuple[str, str]:
-        texts = (request.instructions, request.context, request.question)
-        return self._tokenizer.pieces(self._form, *texts, self._chat)
+def _encoder(settings: dict[str, Any]) -> PromptEncoder:
+    """Writes prompts as token ids: as they were counted, and as the vLLM judge sends them."""
+    try:
+        tokenizer = PromptTokenizer.load(settings["tokenizer"], None)
+    except TokenizerError as error:
+        raise EngineError(str(error)) from error
+    return PromptEncoder(tokenizer, settings["form"], settings["chat"])
 
 
 def _count(usage: dict[str, Any], name: str) -> int | None:

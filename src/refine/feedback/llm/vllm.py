@@ -121,9 +121,9 @@ class _Worker:
         try:
             self._requests.write(json.dumps(message) + "\n")
             self._requests.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: we have closed it
             while True:
-                self.receive()  # it may have said why
+                self.receive()  # which says why, after the last replies
 
     def receive(self) -> dict[str, Any]:
         """The next line from the worker.

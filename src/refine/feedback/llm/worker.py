@@ -11,7 +11,7 @@ asks is killed, ends this process and all that it has started.
 import hashlib
 import json
 import math
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -23,17 +23,19 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import IO, Any
 
 from refine.feedback import parsing
-from refine.feedback.tokens import PromptTokenizer, TokenizerError
+from refine.feedback.tokens import PromptEncoder, PromptTokenizer, TokenizerError
 
 _HEAD_SIZES_ON_CPU = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 _CACHE_ON_CPU = 1 << 30
 
 _GRACE = 10.0
 """Seconds that this process, and then the engine's, get to end in good order."""
+
+_ending = Event()
 
 
 class _FatalError(Exception):
@@ -80,14 +82,27 @@ def _listen(lines: IO[str], inbox: SimpleQueue[Any]) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
+def _watch_children() -> None:
+    """Ends us if the engine's process is killed, for want of memory say: vLLM would wait on."""
+    children = multiprocessing.active_children()
+    if children:
+        multiprocessing.connection.wait([child.sentinel for child in children])
+        if not _ending.is_set():
+            codes = [child.exitcode for child in children]
+            print(f"EngineDeadError: its process has ended, exit code {codes}", file=sys.stderr)
+            os._exit(1)
+
+
 def _end_children() -> None:
     """Ends the engine's process, if it has one of its own, so that it frees shared memory."""
+    _ending.set()
     for child in multiprocessing.active_children():
         child.terminate()
         child.join(_GRACE)
 
 
 def _serve(engine: "_Engine", inbox: SimpleQueue[Any], replies: IO[str]) -> None:
+    Thread(target=_watch_children, daemon=True).start()
     _send(replies, facts=engine.facts, window=engine.window)
     while True:
         while engine.idle or not inbox.empty():
@@ -123,7 +138,7 @@ class _Engine:
         model = settings["model"]
         commit, revision = _weights(model, settings["revision"])
         try:
-            self._tokenizer = PromptTokenizer.load(model, revision)
+            tokenizer = PromptTokenizer.load(model, revision)
         except TokenizerError as error:
             raise _FatalError(str(error)) from error
 
@@ -155,10 +170,8 @@ class _Engine:
         config = self._engine.vllm_config
         if on_cpu:
             _check_head_size(model, config.model_config.get_head_size())
-        self._form, self._chat = settings["form"], settings["chat"]
+        self._encoder = PromptEncoder(tokenizer, settings["form"], settings["chat"])
         self._context: int = config.model_config.max_model_len
-        self._prefix_ids = lru_cache(maxsize=16)(self._tokenizer.prefix_ids)
-        self._word_ids: dict[tuple[str, str], tuple[int, int]] = {}
         self._weighed: dict[str, tuple[int, int]] = {}
         self.window = 2 * config.scheduler_config.max_num_seqs
         self.facts = {
@@ -193,8 +206,7 @@ class _Engine:
 
     def _add(self, number: str, request: dict[str, Any]) -> None:
         texts = (request["instructions"], request["context"], request["question"])
-        prefix, rest = self._tokenizer.pieces(self._form, *texts, self._chat)
-        token_ids = self._prefix_ids(prefix, self._form) + self._tokenizer.rest_ids(rest)
+        token_ids = self._encoder.prompt_ids(*texts)
         room = parsing.answer_room(request["choices"])
         if len(token_ids) + room > self._context:  # vLLM would cut the answer off without a word
             raise _RejectedError(
@@ -203,7 +215,7 @@ class _Engine:
             )
         if request["choices"] is None:
             yes, no = request["words"]
-            self._weighed[number] = self._ids(rest, (yes, no))
+            self._weighed[number] = self._encoder.word_ids(*texts, (yes, no))
             parameters = _one_token(self._weighed[number])
         else:
             parameters = _list_of(tuple(request["choices"]), room)
@@ -230,12 +242,6 @@ class _Engine:
         if ids is None:
             return reply | {"truncated": answer.finish_reason == "length"}
         return reply | {"log_odds": _log_odds(answer.logprobs[0], ids)}
-
-    def _ids(self, rest: str, words: tuple[str, str]) -> tuple[int, int]:
-        """The tokens of two words after a prompt; the same for all, as all end in the same way."""
-        if words not in self._word_ids:
-            self._word_ids[words] = self._tokenizer.word_ids(rest, words)
-        return self._word_ids[words]
 
 
 @lru_cache
