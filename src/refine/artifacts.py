@@ -103,6 +103,28 @@ HISTORY = pa.schema(
 )
 """One epoch: mean batch loss, and the validation metrics after it."""
 
+COMPARISON = pa.schema(
+    [
+        pa.field("experiment", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("judge", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("seeds", pa.int32(), nullable=False),
+        pa.field("mean", pa.float64(), nullable=False),
+        pa.field("sd", pa.float64()),
+        pa.field("published", pa.float64()),
+        pa.field("from_published", pa.float64()),
+        pa.field("from_headline", pa.float64(), nullable=False),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+        pa.field("p", pa.float64()),
+        pa.field("p_adjusted", pa.float64()),
+        pa.field("seconds", pa.float64()),
+    ]
+)
+"""One experiment's mean of a metric over its seeds: its distance from the published value and from
+the headline experiment, with interval and p-values of the latter, and the seconds of one run."""
+
 
 def interactions_schema(id_type: pa.DataType) -> pa.Schema:
     """Schema of interactions.parquet; int64 ids where each is a whole number, else text."""

@@ -15,6 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
+from refine.models.catalogue import FITTED
 from refine.overlays import Config, judge_settings, merge, section_of
 
 SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "probe", "refine", "labels")
@@ -60,29 +61,32 @@ def load(*paths: Path) -> dict[str, Any]:
     return config
 
 
-def extended_judges(config: Config) -> dict[str, Any]:
-    """The judges, each with all that the judge it ``extends`` has and its own entry leaves out.
+def extended(config: Config, section: str) -> dict[str, Any]:
+    """The entries of a section, each with all that the one it ``extends`` has and it leaves out.
+
+    Args:
+        config: the merged configuration.
+        section: ``judges`` or ``experiments``.
 
     Raises:
-        ConfigError: a judge extends one that there is not, or itself.
+        ConfigError: an entry extends one that there is not, or itself.
     """
-    judges = config["judges"]
+    entries = config[section]
 
     def entry(name: str, above: tuple[str, ...]) -> Any:
-        own = judges[name]
+        own = entries[name]
         if not isinstance(own, Mapping) or "extends" not in own:
             return own
-        base, chain = own["extends"], (*above, name)
-        if base not in judges:
-            known = list(judges)
-            fault = f"judges.{name}.extends: there is no judge '{base}'; {_nearest(base, known)}"
-            raise ConfigError(f"{_FAULTS}\n  - {fault}")
+        base, chain, where = own["extends"], (*above, name), f"{section}.{name}.extends"
+        if base not in entries:
+            kind, nearest = section.removesuffix("s"), _nearest(base, list(entries))
+            raise ConfigError(f"{_FAULTS}\n  - {where}: there is no {kind} '{base}'; {nearest}")
         if base in chain:
             circle = " extends ".join([*chain, base])
-            raise ConfigError(f"{_FAULTS}\n  - judges.{name}.extends: {circle} is a circle")
+            raise ConfigError(f"{_FAULTS}\n  - {where}: {circle} is a circle")
         return merge(entry(base, chain), {key: own[key] for key in own if key != "extends"})
 
-    return {name: entry(name, ()) for name in judges}
+    return {name: entry(name, ()) for name in entries}
 
 
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
@@ -114,9 +118,22 @@ def judge_family(config: Config, judge: str) -> str:
     return kind if kind in (RELEASED, THRESHOLDED) else PROMPTED
 
 
-def seeds_of(config: Config, dataset: str) -> list[int]:
-    """The seeds of a dataset's training runs."""
-    return list(config["datasets"][dataset].get("seeds", config["seeds"]))
+def is_fitted(config: Config, experiment: str) -> bool:
+    """Whether an experiment's model is computed at once, and not trained by gradient steps."""
+    model = merge({"model": config["model"]}, config["experiments"][experiment])["model"]
+    return model["name"] in FITTED
+
+
+def seeds_of(config: Config, dataset: str, experiment: str) -> list[int]:
+    """The seeds of an experiment's runs: one where it draws nothing at random."""
+    seeds = list(config["datasets"][dataset].get("seeds", config["seeds"]))
+    return seeds[:1] if is_fitted(config, experiment) else seeds
+
+
+def compared_experiments(config: Config, dataset: str) -> list[str]:
+    """The experiments of a dataset's table: the headline, and those that are listed."""
+    listed = config["datasets"][dataset].get("comparison", config["comparison"])
+    return list(dict.fromkeys([config["headline"], *listed]))
 
 
 def digest(value: Any) -> str:
@@ -144,7 +161,11 @@ def validate(config: Config, schema: Config | Path) -> None:
     faults = [fault for error in errors for fault in _describe(error)]
     # What follows looks names up, so it needs a configuration of the right shape.
     faults = faults or [*_unknown_names(config), *_clashes(config)]
-    faults = faults or [*_judge_overlays(config, rules), *_contradictions(config)]
+    faults = faults or [
+        *_judge_overlays(config, rules),
+        *_model_overlays(config, rules),
+        *_contradictions(config),
+    ]
     if faults:
         raise ConfigError("\n".join([_FAULTS, *(f"  - {f}" for f in faults)]))
 
@@ -210,6 +231,8 @@ def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
     """Where a judge or an experiment is named, its name, and the section that has to have it."""
     yield "judge", config["judge"], "judges"
     yield "headline", config["headline"], "experiments"
+    for experiment in config["comparison"]:
+        yield "comparison", experiment, "experiments"
     for judge in config["refine"]["compare_with"]:
         yield "refine.compare_with", judge, "judges"
     for key, entry in config["experiments"].items():
@@ -219,6 +242,8 @@ def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
     for key, entry in config["datasets"].items():
         here = f"datasets.{key}"
         yield f"{here}.judge", entry["judge"], "judges"
+        for experiment in entry.get("comparison", []):
+            yield f"{here}.comparison", experiment, "experiments"
         for judge in entry.get("scored_judges", []):
             yield f"{here}.scored_judges", judge, "judges"
         for judge in entry.get("refine", {}).get("compare_with", []):
@@ -239,15 +264,31 @@ def _clashes(config: Config) -> Iterator[str]:
             folders[name] = kind
 
 
+def _faults_of(validator: Draft202012Validator, value: Any) -> Iterator[str]:
+    for error in validator.iter_errors(value):
+        yield from _describe(error)
+
+
 def _judge_overlays(config: Config, schema: Config) -> Iterator[str]:
     # An overlay says nothing of its judge's kind, on which the known keys depend: so it is
     # checked as merged.
     validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/judge"})
     for dataset, entry in config["datasets"].items():
         for judge in entry.get("judges", {}):
-            for error in validator.iter_errors(judge_settings(config, dataset, judge)):
-                for fault in _describe(error):
-                    yield f"datasets.{dataset}.judges.{judge}.{fault}"
+            for fault in _faults_of(validator, judge_settings(config, dataset, judge)):
+                yield f"datasets.{dataset}.judges.{judge}.{fault}"
+
+
+def _model_overlays(config: Config, schema: Config) -> Iterator[str]:
+    # Nor does an overlay have to repeat the name of the model whose hyperparameters it sets.
+    validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/model"})
+    for dataset in config["datasets"]:
+        for fault in _faults_of(validator, section_of(config, "model", dataset)):
+            yield f"datasets.{dataset}.model.{fault}"
+    for experiment, entry in config["experiments"].items():
+        model = merge({"model": config["model"]}, {"model": entry.get("model", {})})["model"]
+        for fault in _faults_of(validator, model):
+            yield f"experiments.{experiment}.model.{fault}"
 
 
 def _judges(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:

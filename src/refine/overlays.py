@@ -11,21 +11,30 @@ Config = Mapping[str, Any]
 
 
 def merge(base: Config, overlay: Config) -> dict[str, Any]:
-    """A copy of ``base`` with ``overlay`` over it: mappings key by key, other values whole."""
+    """A copy of ``base`` with ``overlay`` over it: mappings key by key, other values whole.
+
+    A ``model`` of another name is taken whole, too: hyperparameters are a model's own.
+    """
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            anew = key == "model" and value.get("name", below.get("name")) != below.get("name")
+            merged[key] = value if anew else merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
 def section_of(config: Config, name: str, dataset: str, experiment: str | None = None) -> Any:
     """A section as it holds for a dataset and, where one is named, an experiment of it."""
-    found = merge(config[name], config["datasets"][dataset].get(name, {}))
+    found: Config = {name: config[name]}
+    overlays = [config["datasets"][dataset]]
     if experiment is not None:
-        found = merge(found, config["experiments"][experiment].get(name, {}))
-    return found
+        overlays.append(config["experiments"][experiment])
+    for overlay in overlays:
+        found = merge(found, {name: overlay.get(name, {})})
+    return found[name]
 
 
 def judge_settings(config: Config, dataset: str, judge: str) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def counted() -> SimpleNamespace:
 
 def main(dtype: str, epochs: str, output: str) -> None:
     torch.set_default_dtype(getattr(torch, dtype))
-    chosen = settings(training={"batch_size": 512, "learning_rate": 0.005})
+    chosen = settings(model={"batch_size": 512, "learning_rate": 0.005})
     with shards.joined("cpu") if "RANK" in os.environ else nullcontext():
         trainer = new_trainer(demo_data(), chosen, seed=3)
         sent = counted()

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        short = {"warmup_epochs": 2, "epochs": 4, "batch_size": 64}
+        short = {"warmup_epochs": 2, "epochs": 4}
         changes = self.changes | {"training": short | self.changes.get("training", {})}
         return configured(**changes) | {"code": self.code}
 

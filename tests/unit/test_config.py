@@ -23,7 +23,7 @@ def faults(config: dict[str, Any], **overlay: Any) -> list[str]:
     """The faults of a configuration with an overlay, without the heading."""
     merged = overlays.merge(config, overlay)
     try:
-        merged["judges"] = settings_of.extended_judges(merged)
+        merged["judges"] = settings_of.extended(merged, "judges")
         settings_of.validate(merged, SCHEMA)
     except settings_of.ConfigError as error:
         heading, *lines = str(error).splitlines()
@@ -41,8 +41,8 @@ def test_the_defaults_are_valid(config: dict[str, Any]) -> None:
     [
         ({"sede": [1]}, "sede: unknown key; did you mean 'seeds'?"),
         (
-            {"training": {"learning_rat": 1}},
-            "training.learning_rat: unknown key; did you mean 'learning_rate'?",
+            {"model": {"learning_rat": 1}},
+            "model.learning_rat: unknown key; did you mean 'learning_rate'?",
         ),
         (
             {"datasets": {"demo": {"mining": {"near_like": 1}}}},
@@ -71,8 +71,8 @@ def test_the_defaults_are_valid(config: dict[str, Any]) -> None:
         # How a run goes is no setting of a dataset: it would be a reason to run it again.
         (
             {"datasets": {"demo": {"training": {"checkpoint_minutes": 1}}}},
-            "datasets.demo.training.checkpoint_minutes: unknown key; known are: batch_size, "
-            "epochs, learning_rate, patience, regularisation, warmup_epochs",
+            "datasets.demo.training.checkpoint_minutes: unknown key; known are: epochs, patience, "
+            "warmup_epochs",
         ),
         (
             {"sampling": {"normalisation": "softmx"}},
@@ -139,7 +139,7 @@ def test_what_is_misspelt_is_named_with_the_nearest_known(
         {"device": "gpu"},
         {"split": {"min_positives": 0}},
         {"split": {"test": 1.0}},
-        {"training": {"learning_rate": 0}},
+        {"model": {"learning_rate": 0}},
         {"training": {"epochs": 2.5}},
         {"model": {"layers": -1}},
         {"sampling": {"confirmed": -0.5}},
@@ -181,8 +181,8 @@ def test_all_faults_are_told_at_once(config: dict[str, Any]) -> None:
 
 
 def test_numbers_that_yaml_reads_as_text_are_explained(config: dict[str, Any]) -> None:
-    (fault,) = faults(config, training={"learning_rate": yaml.safe_load("1e-3")})
-    assert "training.learning_rate: '1e-3' is not of type 'number'" in fault
+    (fault,) = faults(config, model={"learning_rate": yaml.safe_load("1e-3")})
+    assert "model.learning_rate: '1e-3' is not of type 'number'" in fault
     assert "1.0e-3" in fault
 
 
@@ -198,7 +198,7 @@ def test_a_judge_that_extends_another_has_what_it_does_not_say(config: dict[str,
     llama = {"extends": "vllm", "model": "llama", "speed": {"prompt": 9}}
     more = {"llama-score": {"extends": "llama", "strategy": "score"}, "llama": llama}
     assert faults(config, judges=more) == []
-    judges = settings_of.extended_judges(overlays.merge(config, {"judges": more}))
+    judges = settings_of.extended(overlays.merge(config, {"judges": more}), "judges")
     changed = {"model": "llama", "speed": {"prompt": 9, "answer": None}}
     assert judges["llama"] == config["judges"]["vllm"] | changed
     assert judges["llama-score"] == judges["llama"] | {"strategy": "score"}
@@ -342,8 +342,8 @@ def test_families_of_judges(config: dict[str, Any]) -> None:
 
 
 def test_a_data_set_may_have_seeds_of_its_own(config: dict[str, Any]) -> None:
-    assert settings_of.seeds_of(config, "demo") == [2024, 2025, 2026]
-    assert settings_of.seeds_of(config, "ml1m") == config["seeds"]
+    assert settings_of.seeds_of(config, "demo", "refine") == [2024, 2025, 2026]
+    assert settings_of.seeds_of(config, "ml1m", "refine") == config["seeds"]
 
 
 def test_files_are_merged_in_order(tmp_path: Path) -> None:

@@ -294,10 +294,10 @@ def test_a_saved_model_scores_the_same(tmp_path) -> None:
         load_model(path, data)
 
 
-def test_hyperparameters_come_from_the_model_and_training_sections() -> None:
+def test_hyperparameters_come_from_the_model_section() -> None:
     settings = {
-        "model": {"name": "lightgcn", "layers": 2},
-        "training": {"batch_size": 7, "learning_rate": 0.5, "epochs": 3, "patience": 1},
+        "model": {"name": "lightgcn", "layers": 2, "batch_size": 7, "learning_rate": 0.5},
+        "training": {"epochs": 3, "patience": 1},
     }
     found = hyperparameters(settings)
     assert found == LightGCNHyperparameters(batch_size=7, learning_rate=0.5, layers=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from refine.config import extended_judges, load, validate
+from refine.config import extended, load, validate
 from refine.overlays import merge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,7 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: ", ".join(example["judges"]))
 def test_the_examples_fit_the_configuration(example):
     config = merge(CONFIG, example)
-    config["judges"] = extended_judges(config)
+    config["judges"] = extended(config, "judges")
     validate(config, ROOT / "config/schema.yaml")
 
 

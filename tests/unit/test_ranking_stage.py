@@ -31,8 +31,7 @@ from refine.models.registry import build_model, hyperparameters, load_model, sav
 
 N_USERS, N_ITEMS = 12, 30
 SETTINGS: dict[str, dict[str, Any]] = {
-    "model": {"name": "lightgcn", "dimension": 8, "layers": 2},
-    "training": {"batch_size": 16, "learning_rate": 0.01, "regularisation": 1e-4},
+    "model": {"name": "lightgcn", "dimension": 8, "layers": 2, "learning_rate": 0.01},
 }
 EVALUATION = {"k": [5, 10], "mask": "rated", "mask_validation": False, "recommendations": 12}
 INPUTS = ("model", "feedback", "validation", "test", "users", "items", "statistics")

@@ -348,7 +348,9 @@ def test_the_trained_model_ranks_as_validated(tmp_path: Path) -> None:
 
 
 def test_a_training_that_stops_within_the_warm_up_keeps_its_best_epoch(tmp_path: Path) -> None:
-    chosen = settings(training={"warmup_epochs": 8, "patience": 1, "learning_rate": 0.05})
+    chosen = settings(
+        model={"learning_rate": 0.05}, training={"warmup_epochs": 8, "patience": 1}
+    )
     files = run(tmp_path, write_artifacts(planted(), tmp_path), chosen)
     history = read_table(files["history"], HISTORY)
     recalls = history.column("recall@20").to_pylist()
@@ -374,7 +376,7 @@ def test_train_positives_may_be_the_only_masked_items(tmp_path: Path) -> None:
     ("changes", "seed", "message"),
     [
         ({"model": {"dimension": 8}}, 5, "warmed up with hyperparameters"),
-        ({"training": {"learning_rate": 0.5}}, 5, "warmed up with hyperparameters"),
+        ({"model": {"learning_rate": 0.5}}, 5, "warmed up with hyperparameters"),
         ({}, 6, "warmed up with seed 5, which is now 6"),
     ],
 )

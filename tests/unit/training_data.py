@@ -24,14 +24,17 @@ UNRATED = -1
 RATING = {POSITIVE: 5, FALSELY_IDENTIFIED: 3, CONFIRMED: 1, UNDECIDED: 2}
 
 SETTINGS = {
-    "model": {"name": "lightgcn", "dimension": 16, "layers": 2},
+    "model": {
+        "name": "lightgcn",
+        "dimension": 16,
+        "layers": 2,
+        "batch_size": 64,
+        "learning_rate": 0.01,
+    },
     "training": {
         "warmup_epochs": 4,
         "epochs": 9,
         "patience": 50,
-        "batch_size": 64,
-        "learning_rate": 0.01,
-        "regularisation": 1e-4,
     },
     "mining": {
         "refresh": "once",

@@ -26,9 +26,9 @@ def unbroken(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pi
     return pipeline
 
 
-def configure(pipeline: Pipeline, training: dict[str, object], **other: object) -> None:
+def configure(pipeline: Pipeline, training: dict[str, object], **model: object) -> None:
     longer = {key: training[key] for key in LONG}
-    pipeline.configure(training=training, datasets={"demo": {"training": longer | other}})
+    pipeline.configure(training=training, datasets={"demo": {"training": longer, "model": model}})
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -69,7 +69,7 @@ def test_after_a_change_the_training_starts_anew_and_says_why(
         configure(one, OFTEN, learning_rate=0.002)
         one.run(RULES["warm_up"], configfile="overlay.yaml")
     log = log_of(pipeline, "warm_up").read_text()
-    assert "cannot be taken up: training.learning_rate was 0.005 and is 0.002. It is kept" in log
+    assert "cannot be taken up: model.learning_rate was 0.005 and is 0.002. It is kept" in log
     made = [(one.folder / RULES["warm_up"]).read_bytes() for one in (pipeline, fresh)]
     assert made[0] == made[1]
 

@@ -226,8 +226,8 @@ def test_labels_that_are_there_need_no_judge(finished: Pipeline, tmp_path: Path)
     ("settings", "fault"),
     [
         (
-            {"training": {"learning_rat": 0.1}},
-            "training.learning_rat: unknown key; did you mean 'learning_rate'?",
+            {"model": {"learning_rat": 0.1}},
+            "model.learning_rat: unknown key; did you mean 'learning_rate'?",
         ),
         (
             {"experiments": {"mine": {"judge": "profil"}}},

@@ -29,7 +29,7 @@ def test_a_second_run_does_nothing(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"datasets": {"demo": {"training": {"learning_rate": 0.002}}}}, TRAINING),
+        ({"datasets": {"demo": {"model": {"learning_rate": 0.002}}}}, TRAINING),
         ({"mining": {"near_disliked": 50}}, TRAINING - {"warm_up"}),
         # The random judge copies the labelled coverage of another, so it answers anew.
         ({"labels": {"unasked_low_ratings": "undecided"}}, LABELLING | TRAINING),

@@ -9,6 +9,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from refine import config as settings_of
+from refine.models.catalogue import module_of
 from refine.provenance import code_digest
 
 # Where the library really is: in a pod, only the workflow is copied and the rest comes from the image.
@@ -19,7 +20,8 @@ SRC = Path(settings_of.__file__).parents[1]
 READS_RAW_FILES = workflow.storage_settings.default_storage_provider is not None
 
 try:
-    config["judges"] = settings_of.extended_judges(config)
+    for section in ("judges", "experiments"):
+        config[section] = settings_of.extended(config, section)
     settings_of.validate(config, SRC.parent / "config/schema.yaml")
 except settings_of.ConfigError as error:
     sys.exit(str(error))
@@ -72,7 +74,16 @@ def dataset_of(wildcards):
 
 
 def seeds_of(wildcards):
-    return settings_of.seeds_of(config, wildcards.dataset)
+    return settings_of.seeds_of(config, wildcards.dataset, experiment_of(wildcards))
+
+
+def experiments_that(fitted):
+    """A pattern of the experiments whose model is fitted at once, or of the others."""
+    return one_of(name for name in config["experiments"] if settings_of.is_fitted(config, name) == fitted)
+
+
+def modules_of_model(wildcards):
+    return [module_of(settings(wildcards)["model"]["name"])]
 
 
 def gpu(wildcards):
@@ -104,10 +115,33 @@ def of_seeds(file, experiment="experiment"):
     """The same file of each seed's run of the experiment that a wildcard names, or the headline."""
 
     def files(wildcards):
-        folder = f"results/{wildcards.dataset}/{getattr(wildcards, experiment, config['headline'])}"
-        return [f"{folder}/seed{seed}/{file}" for seed in seeds_of(wildcards)]
+        dataset, name = wildcards.dataset, getattr(wildcards, experiment, config["headline"])
+        seeds = settings_of.seeds_of(config, dataset, name)
+        return [f"results/{dataset}/{name}/seed{seed}/{file}" for seed in seeds]
 
     return files
+
+
+def compared_runs(wildcards):
+    """The experiments of a dataset's table, in the order of its rows, with their seeds."""
+    names = settings_of.compared_experiments(config, wildcards.dataset)
+    return [(name, settings_of.seeds_of(config, wildcards.dataset, name)) for name in names]
+
+
+def of_compared(file):
+    """The same file of each experiment of a dataset's table."""
+    return lambda wildcards: [
+        f"results/{wildcards.dataset}/{name}/{file}" for name, _ in compared_runs(wildcards)
+    ]
+
+
+def of_runs(file):
+    """The same file of each run of each experiment of a dataset's table."""
+    return lambda wildcards: [
+        f"results/{wildcards.dataset}/{name}/seed{seed}/{file}"
+        for name, seeds in compared_runs(wildcards)
+        for seed in seeds
+    ]
 
 
 def experiment_of(wildcards):
@@ -165,9 +199,13 @@ def benchmarks(wildcards):
     else:
         jobs["fetch_release_labels"] = [dataset]
         jobs["label_from_release"] = [f"{dataset}/{judge}"]
-    jobs |= dict.fromkeys(("warm_up", "mine_similar_items", "train", "evaluate"), runs)
-    if not mines(wildcards):
-        del jobs["mine_similar_items"]
+    if settings_of.is_fitted(config, experiment):
+        stages = ("fit", "evaluate")
+    elif mines(wildcards):
+        stages = ("warm_up", "mine_similar_items", "train", "evaluate")
+    else:
+        stages = ("warm_up", "train", "evaluate")
+    jobs |= dict.fromkeys(stages, runs)
     return [
         (name, [f"logs/benchmarks/{name}/{job}.tsv" for job in each]) for name, each in jobs.items()
     ]

@@ -24,6 +24,7 @@ rule evaluate:
         stage=stage(
             "evaluate",
             evaluation=part("evaluation", "k", "mask", "mask_validation", "recommendations"),
+            modules=modules_of_model,
         ),
     script:
         "../scripts/evaluate.py"
@@ -106,3 +107,31 @@ rule compare:
         stage=stage("compare", evaluation=part("evaluation", "bootstrap", "confidence", "seed")),
     script:
         "../scripts/compare.py"
+
+
+rule tabulate:
+    input:
+        metrics=of_compared("metrics.json"),
+        users=of_runs("users.parquet"),
+    output:
+        table="results/{dataset}/comparison.parquet",
+        page="results/{dataset}/comparison.md",
+    log:
+        "logs/tabulate/{dataset}.log",
+    benchmark:
+        "logs/benchmarks/tabulate/{dataset}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        mem_mb=4000,
+        runtime="30m",
+    params:
+        stage=stage(
+            "tabulate",
+            evaluation=part("evaluation", "bootstrap", "confidence", "seed"),
+            headline=lambda w: config["headline"],
+            runs=compared_runs,
+            title=lambda w: dataset_of(w)["title"],
+        ),
+    script:
+        "../scripts/tabulate.py"

@@ -20,6 +20,7 @@ rule mine_similar_items:
         stage=stage(
             "mine_similar_items",
             mining=part("mining", "similarity", "near_liked", "near_disliked"),
+            modules=modules_of_model,
         ),
     script:
         "../scripts/mine_similar_items.py"

@@ -10,6 +10,8 @@ rule warm_up:
         catalogue="results/{dataset}/split/items.parquet",
     output:
         state="results/{dataset}/{experiment}/seed{seed}/warmup.safetensors",
+    wildcard_constraints:
+        experiment=experiments_that(fitted=False),
     log:
         "logs/warm_up/{dataset}/{experiment}/seed{seed}.log",
     benchmark:
@@ -23,7 +25,12 @@ rule warm_up:
         gpu=gpu,
     params:
         stage=stage(
-            "warm_up", "model", "training", "sampling", evaluation=part("evaluation", "mask")
+            "warm_up",
+            "model",
+            "training",
+            "sampling",
+            evaluation=part("evaluation", "mask"),
+            modules=modules_of_model,
         ),
     script:
         "../scripts/warm_up.py"
@@ -40,6 +47,8 @@ rule train:
     output:
         model="results/{dataset}/{experiment}/seed{seed}/model.safetensors",
         history="results/{dataset}/{experiment}/seed{seed}/history.parquet",
+    wildcard_constraints:
+        experiment=experiments_that(fitted=False),
     log:
         "logs/train/{dataset}/{experiment}/seed{seed}.log",
     benchmark:
@@ -59,6 +68,34 @@ rule train:
             "sampling",
             "mining",
             evaluation=part("evaluation", "mask"),
+            modules=modules_of_model,
         ),
     script:
         "../scripts/train.py"
+
+
+rule fit:
+    input:
+        feedback=labels_of_experiment,
+        validation="results/{dataset}/split/validation.parquet",
+        users="results/{dataset}/split/users.parquet",
+        catalogue="results/{dataset}/split/items.parquet",
+    output:
+        model="results/{dataset}/{experiment}/seed{seed}/model.safetensors",
+    wildcard_constraints:
+        experiment=experiments_that(fitted=True),
+    log:
+        "logs/fit/{dataset}/{experiment}/seed{seed}.log",
+    benchmark:
+        "logs/benchmarks/fit/{dataset}/{experiment}/seed{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    resources:
+        mem_mb=8000,
+        runtime="2h",
+    params:
+        stage=stage(
+            "fit", "model", evaluation=part("evaluation", "mask"), modules=modules_of_model
+        ),
+    script:
+        "../scripts/fit.py"

@@ -6,9 +6,10 @@ makes two means with their own intervals look alike.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,43 @@ class ComparisonError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Experiment:
-    """Per-user metrics of an experiment's seeds."""
+class UserMetrics:
+    """Per-user metrics of an experiment's seeds.
+
+    Attributes:
+        card: under which rules they were measured.
+        users: codes of the users who were scored.
+        values: of each metric, [seeds, users].
+    """
 
     card: Card
     users: npt.NDArray[np.int64]
-    values: dict[str, Floats]  # [seeds, users] of each metric
+    values: dict[str, Floats]
+
+    @classmethod
+    def read(cls, paths: list[Path]) -> Self:
+        """Reads users.parquet of each seed of an experiment.
+
+        Raises:
+            ArtifactError: a file has no card, or lacks a metric.
+            CardError: the seeds were evaluated under different rules.
+            ComparisonError: they do not score the same users.
+        """
+        tables = {str(path): read_table(path) for path in paths}
+        card = require_same_card({name: _card(table, name) for name, table in tables.items()})
+        users: list[npt.NDArray[np.int64]] = []
+        for name, table in tables.items():
+            users.append(table.column("user").to_numpy().astype(np.int64))
+            if not np.array_equal(users[0], users[-1]):
+                raise ComparisonError(f"{name} does not score the users that {paths[0]} scores")
+        values = {}
+        for metric in (f"{metric}@{k}" for metric in USER_METRICS for k in card["k"]):
+            absent = [name for name, table in tables.items() if metric not in table.column_names]
+            if absent:
+                raise ArtifactError(f"{absent[0]}: column {metric} is missing")
+            columns = [table.column(metric).to_numpy() for table in tables.values()]
+            values[metric] = np.stack(columns)
+        return cls(card, users[0], values)
 
 
 def compare(
@@ -61,32 +93,11 @@ def compare(
         CardError: the files were made under different evaluation rules.
         ComparisonError: the files do not score the same users.
     """
-    first, second = (_read(paths) for paths in (a, b))
+    first, second = UserMetrics.read(a), UserMetrics.read(b)
     card = require_same_card({names[0]: first.card, names[1]: second.card})
-    if not np.array_equal(first.users, second.users):
-        strangers = np.setxor1d(first.users, second.users)
-        raise ComparisonError(
-            f"{names[0]} and {names[1]} score different users: {len(strangers)} are in one only, "
-            f"the first being user {strangers[0]}; evaluate both on the same split"
-        )
     # Longest lists first, and the metrics in the order in which papers report them.
     metrics = [f"{metric}@{k}" for k in sorted(card["k"], reverse=True) for metric in USER_METRICS]
-    # Each user's mean over the seeds; what rounding leaves of equal means is no difference.
-    differences = np.stack(
-        [second.values[metric].mean(0) - first.values[metric].mean(0) for metric in metrics]
-    ).round(12)
-    intervals = bootstrap_intervals(
-        differences,
-        n_resamples=evaluation["bootstrap"],
-        confidence=evaluation["confidence"],
-        seed=evaluation["seed"],
-    )
-    compared = {
-        metric: _compare_metric(
-            first.values[metric], second.values[metric], row, interval, evaluation["confidence"]
-        )
-        for metric, row, interval in zip(metrics, differences, intervals, strict=True)
-    }
+    compared = compare_users(first, second, metrics, evaluation=evaluation, names=names)
     write_json(
         {
             "a": names[0],
@@ -103,21 +114,51 @@ def compare(
     )
 
 
-def _read(paths: list[Path]) -> _Experiment:
-    tables = {str(path): read_table(path) for path in paths}
-    card = require_same_card({name: _card(table, name) for name, table in tables.items()})
-    users: list[npt.NDArray[np.int64]] = []
-    for name, table in tables.items():
-        users.append(table.column("user").to_numpy().astype(np.int64))
-        if not np.array_equal(users[0], users[-1]):
-            raise ComparisonError(f"{name} does not score the users that {paths[0]} scores")
-    values = {}
-    for metric in (f"{metric}@{k}" for metric in USER_METRICS for k in card["k"]):
-        absent = [name for name, table in tables.items() if metric not in table.column_names]
-        if absent:
-            raise ArtifactError(f"{absent[0]}: column {metric} is missing")
-        values[metric] = np.stack([table.column(metric).to_numpy() for table in tables.values()])
-    return _Experiment(card, users[0], values)
+def compare_users(
+    first: UserMetrics,
+    second: UserMetrics,
+    metrics: Sequence[str],
+    *,
+    evaluation: Mapping[str, Any],
+    names: tuple[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Estimates, resamples and tests the paired differences of two experiments.
+
+    Args:
+        first: the experiment to compare with.
+        second: the other experiment.
+        metrics: what to compare.
+        evaluation: settings ``bootstrap`` (resamples), ``confidence`` and ``seed``.
+        names: how to call the two.
+
+    Returns:
+        For each metric: both means, the difference, its interval and what tests say of it.
+
+    Raises:
+        ComparisonError: the two do not score the same users.
+    """
+    if not np.array_equal(first.users, second.users):
+        strangers = np.setxor1d(first.users, second.users)
+        raise ComparisonError(
+            f"{names[0]} and {names[1]} score different users: {len(strangers)} are in one only, "
+            f"the first being user {strangers[0]}; evaluate both on the same split"
+        )
+    # Each user's mean over the seeds; what rounding leaves of equal means is no difference.
+    differences = np.stack(
+        [second.values[metric].mean(0) - first.values[metric].mean(0) for metric in metrics]
+    ).round(12)
+    intervals = bootstrap_intervals(
+        differences,
+        n_resamples=evaluation["bootstrap"],
+        confidence=evaluation["confidence"],
+        seed=evaluation["seed"],
+    )
+    return {
+        metric: _compare_metric(
+            first.values[metric], second.values[metric], row, interval, evaluation["confidence"]
+        )
+        for metric, row, interval in zip(metrics, differences, intervals, strict=True)
+    }
 
 
 def _card(table: pa.Table, name: str) -> Card:

@@ -27,8 +27,26 @@ def bounded(default: Any, **bounds: float) -> Any:
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
-    """What every trained model can be given; a model adds its own in a subclass.
+class ModelHyperparameters:
+    """What a model can be given: nothing yet; a model adds its own in a subclass."""
+
+    def __post_init__(self) -> None:
+        for parameter in fields(self):
+            value, bounds = getattr(self, parameter.name), parameter.metadata
+            if value is None or not bounds:
+                continue
+            inside = (
+                bounds.get("minimum", -math.inf) <= value <= bounds.get("maximum", math.inf)
+                and value > bounds.get("exclusiveMinimum", -math.inf)
+                and value < bounds.get("exclusiveMaximum", math.inf)
+            )
+            if not inside:
+                raise ValueError(f"{parameter.name} must be within {dict(bounds)}, not {value}")
+
+
+@dataclass(frozen=True)
+class Hyperparameters(ModelHyperparameters):
+    """What every model that is trained by gradient steps can be given.
 
     Attributes:
         batch_size: training pairs a step.
@@ -39,17 +57,6 @@ class Hyperparameters:
     batch_size: int = bounded(1024, minimum=1)
     learning_rate: float = bounded(1e-3, exclusiveMinimum=0)
     regularisation: float = bounded(1e-4, minimum=0)
-
-    def __post_init__(self) -> None:
-        for parameter in fields(self):
-            value, bounds = getattr(self, parameter.name), parameter.metadata
-            inside = (
-                bounds.get("minimum", -math.inf) <= value <= bounds.get("maximum", math.inf)
-                and value > bounds.get("exclusiveMinimum", -math.inf)
-                and value < bounds.get("exclusiveMaximum", math.inf)
-            )
-            if not inside:
-                raise ValueError(f"{parameter.name} must be within {dict(bounds)}, not {value}")
 
 
 class Recommender(nn.Module, ABC):
@@ -63,8 +70,8 @@ class Recommender(nn.Module, ABC):
         hyperparameters: what it has set.
     """
 
-    hyperparameter_type: ClassVar[type[Hyperparameters]] = Hyperparameters
-    hyperparameters: Hyperparameters
+    hyperparameter_type: ClassVar[type[ModelHyperparameters]] = ModelHyperparameters
+    hyperparameters: ModelHyperparameters
 
     @abstractmethod
     def __init__(
@@ -92,6 +99,14 @@ class Recommender(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no item embeddings to mine")
 
 
+class FittedRecommender(Recommender):
+    """A model that is computed from the data at once, without a random draw."""
+
+    @abstractmethod
+    def fit(self) -> None:
+        """Computes what ``state_dict`` holds."""
+
+
 class GradientRecommender(Recommender):
     """A model that is trained by gradient steps on batches.
 
@@ -100,11 +115,21 @@ class GradientRecommender(Recommender):
             see ``refine.shards``.
     """
 
+    hyperparameter_type: ClassVar[type[Hyperparameters]] = Hyperparameters
+    hyperparameters: Hyperparameters
     can_be_shared: ClassVar[bool] = False
+
+    def learning_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 1: the same in all, unless overridden."""
+        return self.hyperparameters.learning_rate
 
     @abstractmethod
     def batches(self, negatives: NegativeSampler, generator: torch.Generator) -> Iterator[Any]:
         """The batches of one epoch; each goes to ``loss``, and nowhere else.
+
+        An epoch that was broken off is gone on with by making its batches again and passing over
+        those that are done: so they depend on the generator alone, and what is random in ``loss``
+        comes from a seed that its batch carries.
 
         Args:
             negatives: draws negatives under the weights of the present stage of training; a model

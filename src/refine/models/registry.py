@@ -1,7 +1,8 @@
-"""The models by name; building them from a configuration, saving and loading them."""
+"""Models as the configuration names them: building them, saving and loading them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,9 @@ from torch import Tensor
 
 from refine.artifacts import ArtifactError
 from refine.data import TrainingData
-from refine.models.base import Hyperparameters, Recommender
-from refine.models.lightgcn import LightGCN
+from refine.models.base import ModelHyperparameters, Recommender
+from refine.models.catalogue import MODELS
 from refine.tensors import read_tensors, write_tensors
-
-MODELS: dict[str, type[Recommender]] = {"lightgcn": LightGCN}
-"""Every model that ``model.name`` may name."""
 
 
 def model_class(name: str) -> type[Recommender]:
@@ -24,33 +22,32 @@ def model_class(name: str) -> type[Recommender]:
     Raises:
         ValueError: no model has this name.
     """
-    try:
-        return MODELS[name]
-    except KeyError:
-        raise ValueError(f"model.name: no model {name!r}; there are {', '.join(MODELS)}") from None
+    if name not in MODELS:
+        raise ValueError(f"model.name: no model {name!r}; there are {', '.join(MODELS)}")
+    module, _, cls = MODELS[name].partition(":")
+    found: type[Recommender] = getattr(import_module(module), cls)
+    return found
 
 
-def hyperparameters(settings: Mapping[str, Mapping[str, Any]]) -> Hyperparameters:
-    """The hyperparameters of the configured model.
+def hyperparameters(settings: Mapping[str, Mapping[str, Any]]) -> ModelHyperparameters:
+    """The hyperparameters of the configured model; its own defaults for what is not set.
 
     Args:
-        settings: section ``model`` has its name and its own hyperparameters; section ``training``
-            has those that all models share.
+        settings: section ``model`` has its name and hyperparameters.
 
     Raises:
         ValueError: no such model, or it has no such hyperparameter, or one is out of bounds.
     """
-    own = dict(settings["model"])
-    cls = model_class(own.pop("name"))
+    chosen = dict(settings["model"])
+    cls = model_class(chosen.pop("name"))
     known = {field.name for field in fields(cls.hyperparameter_type)}
-    unknown = sorted(own.keys() - known)
+    unknown = sorted(chosen.keys() - known)
     if unknown:
         raise ValueError(
             f"model {settings['model']['name']} has no hyperparameter {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known))}"
         )
-    shared = {name: value for name, value in settings["training"].items() if name in known}
-    return cls.hyperparameter_type(**{**shared, **own})
+    return cls.hyperparameter_type(**chosen)
 
 
 def build_model(
@@ -59,7 +56,7 @@ def build_model(
     """A new model as configured, on the device of the data.
 
     Args:
-        settings: sections ``model`` and ``training``.
+        settings: section ``model``.
         data: what it will learn from.
         generator: draws the initial parameters; on the same device.
     """
@@ -69,7 +66,7 @@ def build_model(
 def save_model(
     path: Path,
     name: str,
-    hyperparameters: Hyperparameters,
+    hyperparameters: ModelHyperparameters,
     state: Mapping[str, Tensor],
     facts: Mapping[str, Any],
 ) -> None:

@@ -122,7 +122,7 @@ class Trainer:
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"the loss of epoch {self.epoch + 1} is {loss}: "
-                        "lower training.learning_rate, or look for extreme settings"
+                        "lower model.learning_rate, or look for extreme settings"
                     )
                 scores = self.validate(self.model.scorer()).means()
                 self._end_epoch(Epoch(loss, scores["recall@20"], scores["ndcg@20"]))
@@ -131,6 +131,8 @@ class Trainer:
 
     def _step_through(self, batches: Iterable[object], bar: "tqdm[NoReturn]") -> float:
         """One optimiser step a batch not done yet; the mean loss of all, the one value fetched."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.model.learning_rate(self.epoch + 1)
         for batch in islice(batches, self._steps, None):
             self.amid_step = True
             self.optimiser.zero_grad()

@@ -1,0 +1,147 @@
+"""Every experiment of a dataset in one table, each compared with the headline user by user."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+from scipy import stats
+
+from refine.artifacts import COMPARISON, replacing, write_table
+from refine.evaluation.card import Card
+from refine.evaluation.comparison import UserMetrics, compare_users
+from refine.reporting.table import Summary, Table, card_sentence, read_summaries
+
+_TRAINING = ("warm_up", "mine_similar_items", "train", "fit")
+"""The rules whose time is that of a run."""
+
+_METRICS = {"recall": "Recall", "ndcg": "NDCG"}
+
+_Row: TypeAlias = dict[str, Any]
+
+
+def tabulate(
+    headline: str,
+    summaries: Mapping[str, Path],
+    users: Mapping[str, Sequence[Path]],
+    table: Path,
+    page: Path,
+    *,
+    title: str,
+    evaluation: Mapping[str, Any],
+) -> None:
+    """Writes a table with a row an experiment and metric, and a page that shows the longest lists'.
+
+    Each user's metric is averaged over an experiment's seeds, and the differences from the headline
+    experiment are tested (Wilcoxon's signed-rank test). The p-values of a metric are adjusted
+    together (Benjamini and Hochberg, 1995), since among many experiments some differ by chance.
+
+    Args:
+        headline: the experiment that the others are compared with.
+        summaries: metrics.json of each experiment, in the order of the rows.
+        users: users.parquet of each seed of each experiment.
+        table: the Parquet file to write (COMPARISON).
+        page: the Markdown file to write.
+        title: of the page.
+        evaluation: settings ``bootstrap`` (resamples), ``confidence`` and ``seed``.
+
+    Raises:
+        ArtifactError: a file lacks what it must hold.
+        CardError: experiments were evaluated under different rules.
+        ComparisonError: they do not score the same users.
+    """
+    read = dict(zip(summaries, read_summaries(list(summaries.values())).values(), strict=True))
+    card = read[headline]["card"]
+    metrics = [f"{name}@{k}" for k in sorted(card["k"], reverse=True) for name in _METRICS]
+    first = UserMetrics.read(list(users[headline]))
+    rows: list[_Row] = []
+    for name, summary in read.items():
+        second = UserMetrics.read(list(users[name]))
+        compared = compare_users(
+            first, second, metrics, evaluation=evaluation, names=(headline, name)
+        )
+        for metric in metrics:
+            tested = None if name == headline else compared[metric]
+            rows.append(_row(name, summary, metric) | _difference(tested))
+    for metric in metrics:
+        _adjust([row for row in rows if row["metric"] == metric and row["p"] is not None])
+    write_table(pa.Table.from_pylist(rows, COMPARISON), table, COMPARISON)
+    drawn = _drawn(rows, metrics[: len(_METRICS)], headline, title, evaluation["confidence"], card)
+    with replacing(page) as unfinished:
+        unfinished.write_text(drawn.markdown() + "\n", encoding="utf-8")
+
+
+def _row(experiment: str, summary: Summary, metric: str) -> _Row:
+    """What an experiment's own file says of a metric."""
+    values = summary["metrics"][metric]
+    times = [summary["wall_time"][rule] for rule in _TRAINING if rule in summary["wall_time"]]
+    return {
+        "experiment": experiment,
+        "model": summary["model"],
+        "judge": summary["judge"],
+        "metric": metric,
+        "seeds": len(summary["seeds"]),
+        "mean": values["mean"],
+        "sd": values["sd"],
+        "published": values.get("published"),
+        "from_published": values.get("difference"),
+        "seconds": sum(time["seconds"] / time["jobs"] for time in times) if times else None,
+    }
+
+
+def _difference(compared: Mapping[str, Any] | None) -> _Row:
+    """The difference from the headline; of the headline itself, None, there is nothing to test."""
+    if compared is None:
+        return {"from_headline": 0.0, "low": None, "high": None, "p": None, "p_adjusted": None}
+    low, high = compared["interval"] or (None, None)
+    p = compared["p_wilcoxon"]
+    return {"from_headline": compared["difference"], "low": low, "high": high, "p": p}
+
+
+def _adjust(rows: Sequence[_Row]) -> None:
+    if rows:
+        adjusted = stats.false_discovery_control([row["p"] for row in rows])
+        for row, p in zip(rows, adjusted, strict=True):
+            row["p_adjusted"] = float(p)
+
+
+def _drawn(
+    rows: Sequence[_Row],
+    metrics: Sequence[str],
+    headline: str,
+    title: str,
+    confidence: float,
+    card: Card,
+) -> Table:
+    columns = ["Experiment", "Model", "Judge", "Seeds"]
+    for metric in metrics:
+        name, _, k = metric.partition("@")
+        columns += [f"{_METRICS[name]}@{k}", "Published", "Difference", f"From {headline}", "p"]
+    cells = []
+    for _, of_experiment in groupby(rows, key=lambda row: row["experiment"]):
+        by_metric = {row["metric"]: row for row in of_experiment}
+        any_row = by_metric[metrics[0]]
+        line = [str(any_row[column]) for column in ("experiment", "model", "judge", "seeds")]
+        for metric in metrics:
+            line += _cells(by_metric[metric])
+        cells.append([*line, "" if any_row["seconds"] is None else f"{any_row['seconds']:.0f}"])
+    note = (
+        f"Means over seeds ± standard deviation. From {headline}: the mean over users of the "
+        f"paired difference, its {100 * confidence:g}% bootstrap interval, and the p-value of "
+        "Wilcoxon's signed-rank test, adjusted for the number of experiments (Benjamini-Hochberg). "
+        f"{card_sentence(card)}"
+    )
+    return Table(title, [*columns, "Seconds a run"], cells, note, n_labels=3)
+
+
+def _cells(row: _Row) -> list[str]:
+    spread = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
+    published = ["", ""]
+    if row["published"] is not None:
+        published = [f"{row['published']:.4f}", f"{row['from_published']:+.4f}"]
+    if row["p"] is None:
+        return [f"{row['mean']:.4f}{spread}", *published, "", ""]
+    ends = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
+    p = "< .001" if row["p_adjusted"] < 0.001 else f"{row['p_adjusted']:.3f}"
+    return [f"{row['mean']:.4f}{spread}", *published, f"{row['from_headline']:+.4f}{ends}", p]
