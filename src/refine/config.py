@@ -61,18 +61,17 @@ def load(*paths: Path) -> dict[str, Any]:
     return config
 
 
-def extended(config: Config, section: str) -> dict[str, Any]:
-    """The entries of a section, each with all that the one it ``extends`` has and it leaves out.
-
-    Args:
-        config: the merged configuration.
-        section: ``judges`` or ``experiments``.
+def extended(config: Config) -> dict[str, Any]:
+    """The configuration, its judges and experiments with what those they ``extends`` have.
 
     Raises:
         ConfigError: an entry extends one that there is not, or itself.
     """
-    entries = config[section]
+    sections = ("judges", "experiments")
+    return {**config, **{section: _extended(config[section], section) for section in sections}}
 
+
+def _extended(entries: Config, section: str) -> dict[str, Any]:
     def entry(name: str, above: tuple[str, ...]) -> Any:
         own = entries[name]
         if not isinstance(own, Mapping) or "extends" not in own:
@@ -282,7 +281,9 @@ def _judge_overlays(config: Config, schema: Config) -> Iterator[str]:
 def _model_overlays(config: Config, schema: Config) -> Iterator[str]:
     # Nor does an overlay have to repeat the name of the model whose hyperparameters it sets.
     validator = Draft202012Validator({"$defs": schema["$defs"], "$ref": "#/$defs/model"})
-    for dataset in config["datasets"]:
+    for dataset, entry in config["datasets"].items():
+        if "name" in entry.get("model", {}):
+            yield f"datasets.{dataset}.model.name: an experiment names a model, a dataset may not"
         for fault in _faults_of(validator, section_of(config, "model", dataset)):
             yield f"datasets.{dataset}.model.{fault}"
     for experiment, entry in config["experiments"].items():

@@ -23,7 +23,7 @@ def faults(config: dict[str, Any], **overlay: Any) -> list[str]:
     """The faults of a configuration with an overlay, without the heading."""
     merged = overlays.merge(config, overlay)
     try:
-        merged["judges"] = settings_of.extended(merged, "judges")
+        merged = settings_of.extended(merged)
         settings_of.validate(merged, SCHEMA)
     except settings_of.ConfigError as error:
         heading, *lines = str(error).splitlines()
@@ -198,7 +198,7 @@ def test_a_judge_that_extends_another_has_what_it_does_not_say(config: dict[str,
     llama = {"extends": "vllm", "model": "llama", "speed": {"prompt": 9}}
     more = {"llama-score": {"extends": "llama", "strategy": "score"}, "llama": llama}
     assert faults(config, judges=more) == []
-    judges = settings_of.extended(overlays.merge(config, {"judges": more}), "judges")
+    judges = settings_of.extended(overlays.merge(config, {"judges": more}))["judges"]
     changed = {"model": "llama", "speed": {"prompt": 9, "answer": None}}
     assert judges["llama"] == config["judges"]["vllm"] | changed
     assert judges["llama-score"] == judges["llama"] | {"strategy": "score"}

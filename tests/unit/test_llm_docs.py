@@ -18,7 +18,7 @@ EXAMPLES = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: ", ".join(example["judges"]))
 def test_the_examples_fit_the_configuration(example):
     config = merge(CONFIG, example)
-    config["judges"] = extended(config, "judges")
+    config = extended(config)
     validate(config, ROOT / "config/schema.yaml")
 
 

@@ -20,8 +20,7 @@ SRC = Path(settings_of.__file__).parents[1]
 READS_RAW_FILES = workflow.storage_settings.default_storage_provider is not None
 
 try:
-    for section in ("judges", "experiments"):
-        config[section] = settings_of.extended(config, section)
+    config |= settings_of.extended(config)
     settings_of.validate(config, SRC.parent / "config/schema.yaml")
 except settings_of.ConfigError as error:
     sys.exit(str(error))
