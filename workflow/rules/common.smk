@@ -78,7 +78,9 @@ def seeds_of(wildcards):
 
 def experiments_that(fitted):
     """A pattern of the experiments whose model is fitted at once, or of the others."""
-    return one_of(name for name in config["experiments"] if settings_of.is_fitted(config, name) == fitted)
+    return one_of(
+        name for name in config["experiments"] if settings_of.is_fitted(config, name) == fitted
+    )
 
 
 def modules_of_model(wildcards):

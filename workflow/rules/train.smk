@@ -10,12 +10,12 @@ rule warm_up:
         catalogue="results/{dataset}/split/items.parquet",
     output:
         state="results/{dataset}/{experiment}/seed{seed}/warmup.safetensors",
-    wildcard_constraints:
-        experiment=experiments_that(fitted=False),
     log:
         "logs/warm_up/{dataset}/{experiment}/seed{seed}.log",
     benchmark:
         "logs/benchmarks/warm_up/{dataset}/{experiment}/seed{seed}.tsv"
+    wildcard_constraints:
+        experiment=experiments_that(fitted=False),
     conda:
         "../../envs/train.yaml"
     threads: config["training"]["processes"]
@@ -47,12 +47,12 @@ rule train:
     output:
         model="results/{dataset}/{experiment}/seed{seed}/model.safetensors",
         history="results/{dataset}/{experiment}/seed{seed}/history.parquet",
-    wildcard_constraints:
-        experiment=experiments_that(fitted=False),
     log:
         "logs/train/{dataset}/{experiment}/seed{seed}.log",
     benchmark:
         "logs/benchmarks/train/{dataset}/{experiment}/seed{seed}.tsv"
+    wildcard_constraints:
+        experiment=experiments_that(fitted=False),
     conda:
         "../../envs/train.yaml"
     threads: config["training"]["processes"]
@@ -82,20 +82,18 @@ rule fit:
         catalogue="results/{dataset}/split/items.parquet",
     output:
         model="results/{dataset}/{experiment}/seed{seed}/model.safetensors",
-    wildcard_constraints:
-        experiment=experiments_that(fitted=True),
     log:
         "logs/fit/{dataset}/{experiment}/seed{seed}.log",
     benchmark:
         "logs/benchmarks/fit/{dataset}/{experiment}/seed{seed}.tsv"
+    wildcard_constraints:
+        experiment=experiments_that(fitted=True),
     conda:
         "../../envs/train.yaml"
     resources:
         mem_mb=8000,
         runtime="2h",
     params:
-        stage=stage(
-            "fit", "model", evaluation=part("evaluation", "mask"), modules=modules_of_model
-        ),
+        stage=stage("fit", "model", evaluation=part("evaluation", "mask"), modules=modules_of_model),
     script:
         "../scripts/fit.py"
