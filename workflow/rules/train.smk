@@ -91,7 +91,7 @@ rule fit:
     conda:
         "../../envs/train.yaml"
     resources:
-        mem_mb=8000,
+        mem_mb=16000,  # EASE: matrices of items x items
         runtime="2h",
     params:
         stage=stage("fit", "model", evaluation=part("evaluation", "mask"), modules=modules_of_model),
