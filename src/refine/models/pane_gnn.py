@@ -1,0 +1,256 @@
+"""PANE-GNN: Unifying Positive and Negative Edges in Graph Neural Networks (Liu et al., 2023).
+
+arXiv 2306.04095. Interest is learnt as in SiReN; disinterest, beside it, over the graph of
+dislikes. A contrast between this graph and a thinned copy of it makes single dislikes count for
+less. Interest ranks the items; those of much disinterest are left out. Losses and defaults are
+those of the code that its first author has released.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from refine.data import Pairs, TrainingData
+from refine.graph import BipartiteGraph, Graph
+from refine.models.adam import Adam
+from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.fusion import MLP, AttentionFusion
+from refine.models.signed import (
+    SignedBatch,
+    UnratedSampler,
+    sign_aware_loss,
+    signed_batches,
+    signed_pairs,
+    signed_scores,
+)
+from refine.sampling import NegativeSampler
+
+_logger = logging.getLogger(__name__)
+
+_DEGREE_POWER = 0.75  # that unrated items are drawn by
+
+
+@dataclass(frozen=True)
+class PANEGNNHyperparameters(Hyperparameters):
+    """Hyperparameters of PANE-GNN; the defaults are the release's for MovieLens 1M.
+
+    Attributes:
+        dimension: of the embeddings.
+        layers: L, the number of convolutions.
+        negatives: how many unrated items are drawn for each rated one.
+        temperature: tau of the contrast.
+        drop_rate: share of the edges that the thinned graph lacks; each direction of an edge is
+            dropped on its own.
+        filter_above: items of a higher disinterest are not recommended; null: all may be.
+        average_disinterest: as released, the ranking by disinterest is averaged over the batch
+            whereas that by interest is summed up; False: both are summed up.
+        whole_batch_contrast: as released, a node is contrasted with all pairs of nodes of the
+            batch; False: with its own pairs alone.
+    """
+
+    learning_rate: float = bounded(5e-4, exclusiveMinimum=0)
+    regularisation: float = bounded(0.05, minimum=0)
+    dimension: int = bounded(64, minimum=1)
+    layers: int = bounded(4, minimum=0)
+    negatives: int = bounded(40, minimum=1)
+    temperature: float = bounded(0.8, exclusiveMinimum=0)
+    drop_rate: float = bounded(0.8, minimum=0, maximum=1)
+    filter_above: float | None = 0.5
+    average_disinterest: bool = True
+    whole_batch_contrast: bool = True
+
+
+class PANEGNN(GradientRecommender):
+    """Embeddings of what users are interested in, and of what they are not."""
+
+    hyperparameter_type = PANEGNNHyperparameters
+    hyperparameters: PANEGNNHyperparameters
+    thinning_seed: Tensor
+
+    def __init__(
+        self,
+        data: TrainingData,
+        hyperparameters: PANEGNNHyperparameters,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(data, hyperparameters, generator)
+        self.hyperparameters = hyperparameters
+        self.pairs = signed_pairs(data)
+        self.sampler = UnratedSampler(data, _DEGREE_POWER)
+        self.likes = BipartiteGraph(data.positives, data.n_users, data.n_items)
+        self.dislikes = BipartiteGraph(data.confirmed, data.n_users, data.n_items)
+
+        n_nodes, dimension = self.likes.n_nodes, hyperparameters.dimension
+        self.interest = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
+        self.disinterest = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
+        for table in (self.interest, self.disinterest):
+            for rows in torch.split(table.detach(), [data.n_users, data.n_items]):
+                nn.init.xavier_normal_(rows, generator=generator)
+        self.mlp = MLP(n_nodes, dimension, generator)
+        self.fusion = AttentionFusion(dimension, generator)
+        self._edges = data.confirmed
+        # The graph of one training is always the same: the seed goes with the parameters.
+        seed = torch.randint(2**63 - 1, (), generator=generator, device=data.device)
+        self.register_buffer("thinning_seed", seed)
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            PANEGNN._thin
+        )
+        self._thin()
+        self._filter_is_logged = False
+
+    def _thin(self, *_: object) -> None:
+        """Draws the thinned graph; also called when a state has been loaded."""
+        generator = torch.Generator(self.thinning_seed.device)
+        self.thinned = thinned_graph(
+            self._edges,
+            self.likes.n_users,
+            self.likes.n_items,
+            self.hyperparameters.drop_rate,
+            generator.manual_seed(int(self.thinning_seed)),
+        )
+
+    def interests(self, generator: torch.Generator | None) -> Tensor:
+        """Z_p: propagated over the graph of likes, and mixed with the perceptron's; [nodes, d].
+
+        Args:
+            generator: draws the dropout; None: not in training, there is none.
+        """
+        propagated = self.likes.propagate(self.interest, self.hyperparameters.layers)
+        fused: Tensor = self.fusion(propagated, self.mlp(generator), generator)
+        return fused
+
+    def disinterests(self, graph: Graph) -> Tensor:
+        """Z_n over the graph of dislikes, or Z_n' over the thinned one; [nodes, d]."""
+        return graph.propagate(self.disinterest, self.hyperparameters.layers)
+
+    def batches(
+        self, negatives: NegativeSampler, generator: torch.Generator
+    ) -> Iterator[SignedBatch]:
+        """All likes and dislikes in random order, each with unrated items."""
+        parameters = self.hyperparameters
+        return signed_batches(
+            self.pairs, self.sampler, parameters.negatives, parameters.batch_size, generator
+        )
+
+    def loss(self, batch: SignedBatch) -> Tensor:
+        """The sum, unweighted, of the following for a batch of b pairs.
+
+        - Ranking by interest: the sum of -ln sigmoid(c y_ui - y_uj) over the pairs and their
+          unrated items j, where c is 1 for a like and 3 for a dislike.
+        - Ranking by disinterest, which puts rated items last: 1 / b times the sum of
+          -ln sigmoid(y_uj - c y_ui), where c is 3 for a like and 1 for a dislike.
+        - lambda times the squared norms of all these rows of Z_p and Z_n.
+        - Contrast: how badly the batch's users and items are told apart by Z_n and Z_n'.
+        """
+        parameters, n_users = self.hyperparameters, self.likes.n_users
+        generator = torch.Generator(self.interest.device).manual_seed(batch.seed)
+        disinterests = self.disinterests(self.dislikes)
+        liking = signed_scores(self.interests(generator), n_users, batch)
+        disliking = signed_scores(disinterests, n_users, batch)
+        by_interest = sign_aware_loss(liking.rated, liking.negatives, 2 - batch.signs)
+        by_disinterest = sign_aware_loss(-disliking.rated, -disliking.negatives, 2 + batch.signs)
+        if parameters.average_disinterest:
+            by_disinterest = by_disinterest / len(batch.users)
+        norms = liking.squared_norm + disliking.squared_norm
+        nodes = torch.stack([batch.users, n_users + batch.items])
+        contrast = contrastive_loss(
+            F.embedding(nodes, disinterests),
+            F.embedding(nodes, self.disinterests(self.thinned)),
+            parameters.temperature,
+            whole_batch=parameters.whole_batch_contrast,
+        )
+        return by_interest + by_disinterest + parameters.regularisation * norms + contrast
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Adam."""
+        return Adam(self.parameters(), self.hyperparameters.learning_rate)
+
+    @torch.no_grad()
+    def scorer(self) -> Scorer:
+        """Interest: inner products in Z_p; -inf if that in Z_n is above the filter's threshold."""
+        sizes = [self.likes.n_users, self.likes.n_items]
+        users, items = torch.split(self.interests(None), sizes)
+        above = self.hyperparameters.filter_above
+        if above is None:
+            return lambda block: users[block] @ items.T
+        dislikers, disliked = torch.split(self.disinterests(self.dislikes), sizes)
+        if not self._filter_is_logged:
+            self._filter_is_logged = True
+            removed = sum(
+                (rows @ disliked.T > above).sum() for rows in torch.split(dislikers, 1024)
+            )
+            _logger.info(
+                "the filter (disinterest above %g) removes %.1f of %d items a user on average",
+                above,
+                float(removed) / len(dislikers),
+                len(disliked),
+            )
+
+        def score(block: Tensor) -> Tensor:
+            removed = dislikers[block] @ disliked.T > above
+            return (users[block] @ items.T).masked_fill_(removed, -torch.inf)
+
+        return score
+
+    @torch.no_grad()
+    def item_embeddings(self) -> Tensor:
+        """The items' rows of Z_p."""
+        return self.interests(None)[self.likes.n_users :]
+
+
+def contrastive_loss(
+    first: Tensor, second: Tensor, temperature: float, *, whole_batch: bool
+) -> Tensor:
+    """Mean over b of ln(T / (F_0[b, b] + F_1[b, b])), F_v = exp(cosines of a view v / temperature).
+
+    Args:
+        first: embeddings of the batch's users (v = 0) and items (v = 1), [2, b, d].
+        second: the same by the thinned graph, [2, b, d].
+        temperature: tau.
+        whole_batch: T is the sum of all entries of F_0 and F_1; False: of their rows b.
+    """
+    first, second = F.normalize(first, dim=2) / temperature, F.normalize(second, dim=2)
+    own = torch.linalg.vecdot(first, second).logsumexp(0)
+    logarithms = first @ second.transpose(1, 2)
+    # As logsumexp, but in place: these matrices would be half of a step otherwise.
+    summed = (0, 1, 2) if whole_batch else (0, 2)
+    highest = logarithms.detach().amax(summed, keepdim=True)
+    total = logarithms.sub_(highest).exp_().sum(summed).log() + highest.flatten()
+    loss: Tensor = (total - own).mean()
+    return loss
+
+
+def thinned_graph(
+    edges: Pairs, n_users: int, n_items: int, drop_rate: float, generator: torch.Generator
+) -> Graph:
+    """A graph that lacks some directions of the edges, hence is not symmetric.
+
+    As released, a -> b weighs 1 / sqrt(in(a) in(b)), where in() counts what is left of the edges
+    into a node; 0 if nothing is.
+
+    Args:
+        edges: distinct pairs.
+        n_users: number of users.
+        n_items: number of items.
+        drop_rate: probability that one direction of an edge is dropped.
+        generator: draws which are.
+    """
+    users, items, n_nodes = edges.users.long(), n_users + edges.items.long(), n_users + n_items
+    sources, targets = torch.cat([users, items]), torch.cat([items, users])
+    kept = torch.rand(len(sources), generator=generator, device=users.device) >= drop_rate
+    sources, targets = sources[kept], targets[kept]
+    incoming = torch.bincount(targets, minlength=n_nodes)
+    scale = torch.where(incoming > 0, incoming.double().rsqrt(), 0.0)
+    weights = (scale[sources] * scale[targets]).to(torch.get_default_dtype())
+    numbers = torch.arange(n_nodes + 1, device=users.device)
+
+    def rows_of(rows: Tensor, columns: Tensor, transposed: Graph | None = None) -> Graph:
+        rows, order = rows.sort(stable=True)
+        starts = torch.searchsorted(rows, numbers)
+        return Graph(starts, columns[order], weights[order], transposed)
+
+    return rows_of(targets, sources, transposed=rows_of(sources, targets))
