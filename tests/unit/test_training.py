@@ -348,9 +348,7 @@ def test_the_trained_model_ranks_as_validated(tmp_path: Path) -> None:
 
 
 def test_a_training_that_stops_within_the_warm_up_keeps_its_best_epoch(tmp_path: Path) -> None:
-    chosen = settings(
-        model={"learning_rate": 0.05}, training={"warmup_epochs": 8, "patience": 1}
-    )
+    chosen = settings(model={"learning_rate": 0.05}, training={"warmup_epochs": 8, "patience": 1})
     files = run(tmp_path, write_artifacts(planted(), tmp_path), chosen)
     history = read_table(files["history"], HISTORY)
     recalls = history.column("recall@20").to_pylist()
