@@ -35,15 +35,32 @@ FIRST_DAY, N_DAYS = datetime.date(1999, 11, 11), 2243
 GENRES = ("Action", "Comedy", "Crime", "Documentary", "Drama", "Horror", "Romance", "Sci-Fi")
 
 
-def generate(folder: Path, n_ratings: int, seed: int = 2024) -> None:
-    """Writes training_set.tar, movie_titles.txt and netflix_genres.csv, one movie at a time."""
+def generate(
+    folder: Path,
+    n_ratings: int,
+    seed: int = 2024,
+    *,
+    n_users: int | None = None,
+    n_movies: int = N_MOVIES,
+) -> None:
+    """Writes training_set.tar, movie_titles.txt and netflix_genres.csv, one movie at a time.
+
+    Args:
+        folder: where the files go.
+        n_ratings: how many, exactly.
+        seed: the same seed gives the same files.
+        n_users: by default as many for each rating as in the Netflix Prize, 10,000 at least.
+        n_movies: fewer than in the Netflix Prize have the same power law.
+    """
     random = np.random.default_rng(seed)
-    n_users = max(10_000, min(N_USERS, round(N_USERS * n_ratings / N_RATINGS)))
+    if n_users is None:
+        n_users = max(10_000, min(N_USERS, round(N_USERS * n_ratings / N_RATINGS)))
     user_ids = np.sort(random.choice(HIGHEST_USER_ID, n_users, replace=False)) + 1
-    activity = random.permutation(1.0 / (np.arange(n_users) + 2000.0) ** 0.9)
+    activity = random.permutation(1.0 / (np.arange(n_users) + 2000 * n_users / N_USERS) ** 0.9)
     cumulative = np.cumsum(activity / activity.sum())
-    sizes = 1.0 / (np.arange(N_MOVIES) + 150.0) ** 1.15
-    sizes = random.permutation(np.maximum(3, n_ratings * sizes / sizes.sum()).astype(int))
+    shares = np.cumsum(1.0 / (np.arange(n_movies) + 150 * n_movies / N_MOVIES) ** 1.15)
+    sizes = np.diff(np.rint(n_ratings * shares / shares[-1]).astype(int), prepend=0)
+    sizes = random.permutation(sizes)
     days = pl.date_range(FIRST_DAY, FIRST_DAY + datetime.timedelta(N_DAYS - 1), eager=True).cast(
         pl.String
     )
@@ -70,7 +87,7 @@ def generate(folder: Path, n_ratings: int, seed: int = 2024) -> None:
             lines.seek(0)
             archive.addfile(member, lines)
 
-    years = random.integers(1930, 2006, N_MOVIES)
+    years = random.integers(1930, 2006, n_movies)
     titles = [
         f"{movie},{year},The Movie, Part {movie}" for movie, year in enumerate(years, start=1)
     ]

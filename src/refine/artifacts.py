@@ -194,9 +194,10 @@ def read_table(path: Path, schema: pa.Schema | None = None) -> pa.Table:
         ArtifactError: the file is no Parquet, or lacks a column, or has one of another type.
     """
     try:
-        names = pq.read_schema(path).names
-        wanted = names if schema is None else [name for name in schema.names if name in names]
-        table = pq.read_table(path, columns=wanted)
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            wanted = names if schema is None else [name for name in schema.names if name in names]
+            table = file.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path}: cannot be read as Parquet: {error}") from error
     return table if schema is None else _conform(table, schema, path, names)

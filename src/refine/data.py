@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from refine.artifacts import (
     ArtifactError,
     read_table,
 )
+from refine.columns import to_tensor
 
 _LABELLED = pa.schema([FEEDBACK.field(name) for name in ("user", "item", "rating", "label")])
 _RATED = pa.schema([RATINGS.field(name) for name in ("user", "item", "rating")])
@@ -73,18 +73,21 @@ class TrainingData:
         """
         n_users, n_items = (pq.read_metadata(path).num_rows for path in (users, items))
         table = read_table(feedback, _LABELLED)
-        labels = pc.index_in(table.column("label"), value_set=pa.array(LABELS))
-        if labels.null_count:
+        labels = table.column("label").dictionary_encode().combine_chunks()
+        names = labels.dictionary.to_pylist()
+        if not set(names) <= set(LABELS):
             raise ArtifactError(f"{feedback}: column label has values other than {LABELS}")
+        places = torch.tensor([LABELS.index(name) for name in names], dtype=torch.int8)
         held_out = read_table(validation, _RATED)
-        held_out = held_out.filter(pc.field("rating") >= POSITIVE_RATING)
         return cls(
             n_users=n_users,
             n_items=n_items,
             rated=_pairs(table, n_users, n_items, feedback),
-            ratings=_tensor(table.column("rating")),
-            labels=_tensor(labels.cast(pa.int8())),
-            validation=_pairs(held_out, n_users, n_items, validation),
+            ratings=to_tensor(table.column("rating")),
+            labels=places[to_tensor(labels.indices)],
+            validation=_pairs(held_out, n_users, n_items, validation).where(
+                to_tensor(held_out.column("rating")) >= POSITIVE_RATING
+            ),
         )
 
     def to(self, device: torch.device | str) -> Self:
@@ -119,7 +122,7 @@ class TrainingData:
 
 
 def _pairs(table: pa.Table, n_users: int, n_items: int, path: Path) -> Pairs:
-    pairs = Pairs(_tensor(table.column("user")), _tensor(table.column("item")))
+    pairs = Pairs(to_tensor(table.column("user")), to_tensor(table.column("item")))
     for codes, n, name in ((pairs.users, n_users, "user"), (pairs.items, n_items, "item")):
         if len(codes) and (int(codes.min()) < 0 or int(codes.max()) >= n):
             raise ArtifactError(
@@ -137,7 +140,3 @@ def _pairs(table: pa.Table, n_users: int, n_items: int, path: Path) -> Pairs:
             "ascending by user, then item"
         )
     return pairs
-
-
-def _tensor(column: pa.ChunkedArray) -> Tensor:
-    return torch.from_numpy(column.combine_chunks().to_numpy(zero_copy_only=False).copy())

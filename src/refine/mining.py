@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from refine.artifacts import SIMILAR_ITEMS, ArtifactError, read_table, write_table
+from refine.columns import to_column, to_tensor
 from refine.topk import top_k
 
 BLOCK_CELLS = 2**22
@@ -55,10 +57,10 @@ def write_similar_items(similar: Tensor, similarities: Tensor, path: Path) -> No
     n_items, k = similar.shape
     table = pa.table(
         {
-            "item": torch.arange(n_items).repeat_interleave(k).numpy(),
-            "rank": torch.arange(1, k + 1).repeat(n_items).numpy(),
-            "similar_item": similar.flatten().cpu().numpy(),
-            "similarity": similarities.flatten().float().cpu().numpy(),
+            "item": to_column(torch.arange(n_items).repeat_interleave(k)),
+            "rank": to_column(torch.arange(1, k + 1).repeat(n_items)),
+            "similar_item": to_column(similar.flatten()),
+            "similarity": to_column(similarities.flatten().float()),
         }
     )
     write_table(table, path, SIMILAR_ITEMS)
@@ -77,9 +79,10 @@ def read_similar_items(path: Path, n_items: int) -> Tensor:
     Raises:
         ArtifactError: items or ranks are missing or occur twice, or a code is out of range.
     """
-    table = read_table(path, SIMILAR_ITEMS).sort_by([("item", "ascending"), ("rank", "ascending")])
+    table = read_table(path, SIMILAR_ITEMS)
+    order = pc.sort_indices(table, [("item", "ascending"), ("rank", "ascending")])
     items, ranks, similar = (
-        torch.from_numpy(table.column(name).to_numpy().astype("int64"))
+        to_tensor(table.column(name).take(order)).long()
         for name in ("item", "rank", "similar_item")
     )
     k = len(items) // n_items

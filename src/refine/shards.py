@@ -117,30 +117,3 @@ def save_whole(model: nn.Module) -> None:
 
     model.register_state_dict_post_hook(gather)  # type: ignore[no-untyped-call]
     model.register_load_state_dict_pre_hook(cut)  # type: ignore[no-untyped-call]
-
-
-def save_whole_optimiser(optimiser: torch.optim.Optimizer) -> None:
-    """The same for the moments that an optimiser keeps of each parameter."""
-    if processes() == 1:
-        return
-
-    def gather(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _of_matrices(state, all_columns)
-
-    def cut(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        return _of_matrices(state, own_columns)
-
-    optimiser.register_state_dict_post_hook(gather)
-    optimiser.register_load_state_dict_pre_hook(cut)
-
-
-def _of_matrices(state: dict[str, Any], change: Any) -> dict[str, Any]:
-    """The state of an optimiser with its matrices changed."""
-    moments = {
-        index: {
-            name: change(value) if isinstance(value, Tensor) and value.dim() == 2 else value
-            for name, value in values.items()
-        }
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": moments}

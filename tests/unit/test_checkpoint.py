@@ -24,6 +24,7 @@ from refine.tensors import write_tensors
 from refine.training.checkpoint import identity
 from refine.training.loop import TrainingError
 from refine.training.mine import mine
+from refine.training.state import TrainingState
 from refine.training.train import train
 from refine.training.underway import Underway
 from refine.training.warm_up import warm_up
@@ -221,6 +222,20 @@ def test_a_run_that_goes_on_says_where(tmp_path: Path, caplog: pytest.LogCapture
     assert len(found) == 1
     assert int(found[0][0]) >= 2
     assert found[0][2] == str(tmp_path / "train.safetensors")
+
+
+@pytest.mark.parametrize("left_by", [1, 2])
+def test_another_number_of_processes_goes_on_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left_by: int
+) -> None:
+    run = stopped_in_training(tmp_path)
+    state, facts = TrainingState.load(tmp_path / "train.safetensors")
+    state.save(tmp_path / "train.safetensors", facts | {"processes": left_by})
+    with caplog.at_level(logging.INFO, "refine"):
+        run.train()
+    assert "goes on after epoch" in caplog.text
+    warned = "training.processes was 2 and is 1: the numbers will differ" in caplog.text
+    assert warned == (left_by == 2)
 
 
 CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {

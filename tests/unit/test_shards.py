@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from refine.models.lightgcn import LightGCN
 from refine.training import processes
 from refine.training.loop import TrainingError
 from refine.training.setup import new_trainer
+from refine.training.underway import Underway
 
 HERE = Path(__file__).parent
 EPOCHS = 5
@@ -86,6 +88,19 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     message = "processes is 64, but PyTorch sees"
     with pytest.raises(shards.ShardError, match=message), shards.joined("cuda"):
         pass
+
+
+def test_what_a_stage_is_told_arrives() -> None:
+    arguments = {
+        "items": Path("split/items.parquet"),
+        "similar_items": None,
+        "settings": {"model": {"path": "no path"}},
+        "seed": 3,
+        "leave": Underway(Path("train.safetensors"), 0.5),
+    }
+    for argument in arguments.values():
+        told = json.loads(json.dumps(processes.told(argument)))
+        assert processes.understood(told) == argument
 
 
 def test_one_process_runs_a_stage_where_it_is(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline import Pipeline
 from test_kills import RUN, contents
 
 RULES = {"warm_up": f"{RUN}/warmup.safetensors", "train": f"{RUN}/model.safetensors"}
-LONG = {"warmup_epochs": 40, "epochs": 80, "patience": 80}
+LONG = {"warmup_epochs": 160, "epochs": 320, "patience": 320}  # 1.6 s each on a free core
 OFTEN = LONG | {"checkpoint_minutes": 0.002}
 
 
@@ -43,7 +43,7 @@ def test_a_training_that_is_stopped_again_and_again_gives_the_same_bytes(
             path.unlink()
     checkpoint = pipeline.folder / f"checkpoints/{rule}/demo/refine/seed2024.safetensors"
     for stops in range(2):
-        log = stop_in(pipeline, rule, how, checkpoint, random.uniform(0, 0.5))  # noqa: S311
+        log = stop_in(pipeline, rule, how, checkpoint, random.uniform(0, 0.2))  # noqa: S311
         assert checkpoint.exists()
         assert not (pipeline.folder / RULES[rule]).exists()
         assert ("goes on after epoch" in log) == (stops > 0)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 from pipeline import Pipeline
-from test_checkpoints import LONG, OFTEN, RULES, configure, log_of, stop_in
+from test_checkpoints import RULES, configure, log_of, stop_in
 from test_kills import contents
 
 from refine.tensors import read_tensors
 
+LONG = {"warmup_epochs": 40, "epochs": 80, "patience": 80}
+OFTEN = LONG | {"checkpoint_minutes": 0.002}
 SHARED = {"processes": 2}
 
 
@@ -53,6 +55,24 @@ def test_stopped_processes_go_on_to_the_same_bytes(
     pipeline.run(RULES["train"], configfile="overlay.yaml")
     assert "goes on after epoch" in log_of(pipeline, "train").read_text()
     assert contents(pipeline) == contents(shared)
+
+
+def test_one_process_goes_on_with_what_two_have_left(shared: Pipeline, tmp_path: Path) -> None:
+    pipeline = shared.copy(tmp_path / "pipeline")
+    configure(pipeline, OFTEN | SHARED)
+    (pipeline.folder / RULES["train"]).unlink()
+    checkpoint = pipeline.folder / "checkpoints/train/demo/refine/seed2024.safetensors"
+    stop_in(pipeline, "train", signal.SIGTERM, checkpoint, 0)
+    configure(pipeline, OFTEN)
+    pipeline.run(RULES["train"], configfile="overlay.yaml")
+    log = log_of(pipeline, "train").read_text()
+    assert "goes on after epoch" in log
+    assert "training.processes was 2 and is 1" in log
+    (one, facts), (other, expected) = (
+        read_tensors(each.folder / RULES["train"]) for each in (pipeline, shared)
+    )
+    assert float((one["embedding"] - other["embedding"]).abs().max()) < 1e-5
+    assert facts["epoch"] == expected["epoch"]
 
 
 def test_a_failure_is_told_once(finished: Pipeline, tmp_path: Path) -> None:

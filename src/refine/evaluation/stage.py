@@ -5,11 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from torch import Tensor
 
 from refine.artifacts import (
     POSITIVE_RATING,
@@ -20,6 +17,7 @@ from refine.artifacts import (
     write_json,
     write_table,
 )
+from refine.columns import to_column, to_tensor
 from refine.data import Pairs, TrainingData
 from refine.device import choose_device, deterministic
 from refine.evaluation.card import CARD_METADATA, Card, evaluation_card
@@ -114,14 +112,16 @@ def evaluate(
 
 
 def _targets(test: Path) -> Pairs:
-    table = read_table(test, RATINGS).filter(pc.field("rating") >= POSITIVE_RATING)
-    return Pairs(*(torch.from_numpy(table.column(n).to_numpy().copy()) for n in ("user", "item")))
+    table = read_table(test, RATINGS)
+    users, items, ratings = (to_tensor(table.column(name)) for name in ("user", "item", "rating"))
+    return Pairs(users, items).where(ratings >= POSITIVE_RATING)
 
 
 def _by_code(path: Path, code: str) -> pa.Table:
     """A table that has one row a code, in their order."""
     table = read_table(path)
-    if not np.array_equal(table.column(code).to_numpy(), np.arange(len(table))):
+    expected = pa.chunked_array([to_column(torch.arange(len(table)))])
+    if not table.column(code).cast(pa.int64()).equals(expected):
         raise ArtifactError(f"{path}: column {code} must be 0..{len(table) - 1}, in order")
     return table
 
@@ -135,13 +135,13 @@ def _split_digest(statistics: Path) -> str:
 
 def _per_user(ranking: Ranking, user_ids: pa.Array, card: Card) -> pa.Table:
     """The metrics of every user that has a target, with the card in the table's metadata."""
-    users = _numpy(ranking.scored_users)
+    users = to_column(ranking.scored_users)
     columns = {
-        "user": pa.array(users, pa.int32()),
-        "user_id": user_ids.take(pa.array(users)),
-        "targets": pa.array(_numpy(ranking.n_targets), pa.int32()),
+        "user": users.cast(pa.int32()),
+        "user_id": user_ids.take(users),
+        "targets": to_column(ranking.n_targets).cast(pa.int32()),
     }
-    columns |= {name: pa.array(_numpy(values)) for name, values in ranking.user_metrics.items()}
+    columns |= {name: to_column(values) for name, values in ranking.user_metrics.items()}
     return pa.table(columns, metadata={CARD_METADATA: json.dumps(card).encode()})
 
 
@@ -156,23 +156,18 @@ def recommendation_table(
         items: ``item_id`` and ``title`` of each item code.
         length: rows a user, fewer where a user has fewer rankable items.
     """
-    lists = _numpy(ranking.items[:, :length])
-    rows, places = np.nonzero(lists != NO_ITEM)
-    users = pa.array(_numpy(ranking.users)[rows])
-    codes = pa.array(lists[rows, places])
+    lists = ranking.items[:, :length]
+    rows, places = torch.nonzero(lists != NO_ITEM, as_tuple=True)
+    users = to_column(ranking.users[rows])
+    codes = to_column(lists[rows, places])
     return pa.table(
         {
             "user": users.cast(pa.int32()),
             "user_id": user_ids.take(users),
-            "rank": pa.array(places + 1, pa.int16()),
+            "rank": to_column(places + 1).cast(pa.int16()),
             "item": codes.cast(pa.int32()),
             "item_id": items.column("item_id").combine_chunks().take(codes),
             "title": items.column("title").combine_chunks().take(codes),
-            "score": pa.array(_numpy(ranking.scores.float())[rows, places]),
+            "score": to_column(ranking.scores[rows, places].float()),
         }
     )
-
-
-def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
-    return array

@@ -31,6 +31,9 @@ _VERDICTS = pa.schema(
     [ANSWERS.field(name) for name in ("prompt_id", "status", "picked", "left_out", "scores")]
 )
 
+_RATED = pa.schema([RATINGS.field(name) for name in ("user", "item", "rating")])
+_LABEL, _REASON = pl.Enum(LABELS), pl.Categorical()
+
 _UNUSABLE = tuple(status for status in ANSWER_STATUSES if status != ANSWERED)
 
 _UNASKED_IN_DOUBT = 3
@@ -144,7 +147,9 @@ def label_by_threshold(train: Path, output: Path, *, at_least: int) -> None:
     reason = (
         pl.when(rating >= POSITIVE_RATING).then(pl.lit("rating")).otherwise(pl.lit("threshold"))
     )
-    ratings = pl.DataFrame(read_table(train, RATINGS)).with_columns(label=label, reason=reason)
+    ratings = pl.DataFrame(read_table(train, _RATED)).with_columns(
+        label=label.cast(_LABEL), reason=reason.cast(_REASON)
+    )
     write_feedback(ratings, output)
 
 
@@ -155,8 +160,13 @@ def write_feedback(labelled: pl.DataFrame, output: Path) -> None:
         labelled: columns of FEEDBACK, in any order of the rows.
         output: feedback.parquet.
     """
-    write_table(labelled.select(FEEDBACK.names).sort("user", "item").to_arrow(), output, FEEDBACK)
-    log.info(", ".join(f"{labelled.filter(label=name).height} {name}" for name in LABELS))
+    # Kept as codes, as texts of 100 million ratings would take gigabytes more.
+    coded = labelled.select(
+        "user", "item", "rating", pl.col("label").cast(_LABEL), pl.col("reason").cast(_REASON)
+    ).sort("user", "item")
+    counts = dict(coded["label"].value_counts().iter_rows())
+    write_table(coded.to_arrow(), output, FEEDBACK)
+    log.info(", ".join(f"{counts.get(name, 0)} {name}" for name in LABELS))
 
 
 def _verdicts(prompts: Path, answers: list[Path], threshold: float | None) -> pl.DataFrame:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,22 @@ from refine.sampling import NegativeSampler
 
 Scorer: TypeAlias = Callable[[Tensor], Tensor]
 """Scores of all items for some users: int64 [b] -> floating point [b, items]."""
+
+
+class Optimiser(Protocol):
+    """What the training loop asks of an optimiser; those of PyTorch can do it."""
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients."""
+
+    def step(self) -> object:
+        """Updates the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of an optimiser of PyTorch."""
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Goes on from a state."""
 
 
 def bounded(default: Any, **bounds: float) -> Any:
@@ -142,5 +158,5 @@ class GradientRecommender(Recommender):
         """The differentiable loss of a batch, a scalar."""
 
     @abstractmethod
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Optimiser:
         """A new optimiser of the parameters."""

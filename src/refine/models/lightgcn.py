@@ -18,7 +18,8 @@ from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bou
 from refine.models.bpr import bpr_loss
 from refine.sampling import NegativeSampler
 
-_BATCHES_AT_ONCE = 64  # are put together, as one batch alone costs as much
+_BATCHES_AT_ONCE = 64  # are put together, as one small batch alone costs as much
+_PAIRS_AT_ONCE = 2**20  # in all of them, so that memory does not grow with the batches
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class LightGCN(GradientRecommender):
         first_item = self.graph.n_users
         triples = torch.stack([users, first_item + positives, first_item + drawn])
         size = self.hyperparameters.batch_size
-        for chunk in torch.split(order, _BATCHES_AT_ONCE * size):
+        at_once = max(1, min(_BATCHES_AT_ONCE, _PAIRS_AT_ONCE // size))
+        for chunk in torch.split(order, at_once * size):
             yield from torch.split(triples.index_select(1, chunk).long(), size, dim=1)
 
     def loss(self, batch: Tensor) -> Tensor:
@@ -87,11 +89,9 @@ class LightGCN(GradientRecommender):
             scale=1 / powers,
         )
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Adam:
         """Adam."""
-        adam = Adam(self.parameters(), self.hyperparameters.learning_rate)
-        shards.save_whole_optimiser(adam)
-        return adam
+        return Adam(self.parameters(), self.hyperparameters.learning_rate)
 
     @torch.no_grad()
     def scorer(self) -> Scorer:

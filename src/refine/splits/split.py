@@ -73,7 +73,7 @@ def split_dataset(
     user_ids, users = _encode(ratings["user_id"])
     item_ids, item_codes = _encode(ratings["item_id"])
     positive = ratings["rating"].to_numpy() >= POSITIVE_RATING
-    part = np.full(len(ratings), _TRAIN)
+    part = np.full(len(ratings), _TRAIN, dtype=np.int8)
     part[positive] = hold_out(
         users[positive],
         validation=split["validation"],

@@ -57,6 +57,7 @@ class Checkpoint:
         except ArtifactError as error:
             reason = str(error)
         else:
+            left_by = of.pop("processes", None)
             reason = "; ".join(_differences(of, self.identity))
             if not reason:
                 _logger.info(
@@ -65,6 +66,13 @@ class Checkpoint:
                     state.unfinished.steps if state.unfinished else 0,
                     self.path,
                 )
+                if left_by != shards.processes():
+                    _logger.warning(
+                        "training.processes was %s and is %d: the numbers will differ from those "
+                        "of an unbroken run in rounding",
+                        left_by,
+                        shards.processes(),
+                    )
                 return state
         shards.wait()  # until all processes have seen it
         if shards.is_first():
@@ -126,7 +134,8 @@ class Checkpoint:
         """Writes a checkpoint, whole or not at all, in place of the last."""
         state = trainer.state()  # of all processes
         if shards.is_first():
-            state.save(self.path, self.identity)
+            # Not of the identity: any number of processes may take it up.
+            state.save(self.path, self.identity | {"processes": shards.processes()})
         self._saved = time.monotonic()
 
     def remove(self) -> None:

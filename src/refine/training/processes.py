@@ -1,8 +1,9 @@
 """A stage of training in several processes on this machine, started by ``torchrun``."""
 
+import importlib
+import json
 import logging
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from refine import shards
 from refine.device import choose_device
 from refine.logs import job_log
+from refine.training.underway import Underway
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -29,7 +32,7 @@ def run(stage: Callable[..., None], processes: int, log: Path, **arguments: Any)
         stage: a function of a module, which all processes call alike.
         processes: how many.
         log: that the first of several goes on with.
-        **arguments: of the stage, ``device`` among them.
+        **arguments: of the stage, ``device`` among them: paths, JSON values, and an ``Underway``.
 
     Raises:
         SystemExit: a process failed, and has logged why; or this one was told to stop, and they
@@ -39,8 +42,10 @@ def run(stage: Callable[..., None], processes: int, log: Path, **arguments: Any)
         stage(**arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        order = Path(folder) / "order"  # read by this very code a moment later, and by nobody else
-        order.write_bytes(pickle.dumps((stage, log, arguments)))
+        order = Path(folder) / "order.json"
+        names = [stage.__module__, stage.__name__]
+        values = {name: told(value) for name, value in arguments.items()}
+        order.write_text(json.dumps({"stage": names, "log": str(log), "arguments": values}))
         torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, "-m", *torchrun, "-m", __name__, str(order)]
         source = str(Path(__file__).resolve().parents[2])
@@ -58,6 +63,28 @@ def run(stage: Callable[..., None], processes: int, log: Path, **arguments: Any)
         raise SystemExit(128 + got[0])
     if status:
         raise SystemExit(1)
+
+
+def told(value: Any) -> dict[str, Any]:
+    """An argument of a stage as JSON: its kind, and what it is."""
+    match value:
+        case Path():
+            return {"path": str(value)}
+        case Underway():
+            return {"underway": {f.name: told(getattr(value, f.name)) for f in fields(value)}}
+        case _:
+            return {"value": value}
+
+
+def understood(argument: dict[str, Any]) -> Any:
+    """What was told."""
+    match argument:
+        case {"path": path}:
+            return Path(path)
+        case {"underway": parts}:
+            return Underway(**{name: understood(part) for name, part in parts.items()})
+        case _:
+            return argument["value"]
 
 
 @contextmanager
@@ -96,11 +123,14 @@ def _end_with_launcher() -> None:
 
 def _work(order: Path) -> None:
     threading.Thread(target=_end_with_launcher, daemon=True).start()
-    stage, log, arguments = pickle.loads(order.read_bytes())  # noqa: S301
+    given = json.loads(order.read_text())
+    module, function = given["stage"]
+    stage = getattr(importlib.import_module(module), function)
+    arguments = {name: understood(value) for name, value in given["arguments"].items()}
     torch.set_num_threads(1)  # results then do not depend on the number of cores
     first = os.environ["RANK"] == "0"
     with (
-        job_log(log, append=True) if first else _quiet(),
+        job_log(given["log"], append=True) if first else _quiet(),
         shards.joined(choose_device(arguments["device"]).type),
     ):
         stage(**arguments)

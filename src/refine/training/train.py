@@ -13,6 +13,7 @@ import torch
 
 from refine import shards
 from refine.artifacts import HISTORY, ArtifactError, write_table
+from refine.columns import to_column
 from refine.data import TrainingData
 from refine.device import choose_device, deterministic
 from refine.evaluation.environment import environment
@@ -122,6 +123,7 @@ def _write(trainer: Trainer, settings: Settings, seed: int, model: Path, history
             "trained_on": environment(trainer.generator.device),
         },
     )
-    losses, recalls, ndcgs = zip(*trainer.history, strict=True)
-    epochs = range(1, trainer.epoch + 1)
-    write_table(pa.table([epochs, losses, recalls, ndcgs], names=HISTORY.names), history, HISTORY)
+    epochs = torch.arange(1, trainer.epoch + 1)
+    scores = torch.tensor(trainer.history, dtype=torch.float64).unbind(1)
+    columns = [to_column(values) for values in (epochs, *scores)]
+    write_table(pa.table(columns, names=HISTORY.names), history, HISTORY)
