@@ -52,7 +52,8 @@ def settings(batch_size: int) -> Settings:
     found = config.settings(config.load(ROOT / "config/config.yaml"), "netflix1m", "refine")
     found["reading"]["require"] = ["title"]
     found["subset"]["users"] = None
-    found["training"] |= {"warmup_epochs": 1, "epochs": 2, "batch_size": batch_size}
+    found["training"] |= {"warmup_epochs": 1, "epochs": 2}
+    found["model"]["batch_size"] = batch_size
     return found
 
 

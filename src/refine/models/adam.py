@@ -27,7 +27,7 @@ class Adam:
         self._parameters = list(parameters)
         self._state: dict[int, dict[str, Tensor]] = {}
         # Under PyTorch's names, as the state tells them; those below the first three are fixed.
-        self._options: dict[str, Any] = {
+        options = {
             "lr": learning_rate,
             "betas": (0.9, 0.999),
             "eps": 1e-8,
@@ -40,6 +40,7 @@ class Adam:
             "fused": True,
             "decoupled_weight_decay": False,
         }
+        self.param_groups: list[dict[str, Any]] = [options]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""
@@ -49,7 +50,8 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """Updates every parameter that has a gradient."""
-        beta1, beta2 = self._options["betas"]
+        (options,) = self.param_groups
+        beta1, beta2 = options["betas"]
         for index, parameter in enumerate(self._parameters):
             if parameter.grad is None:
                 continue
@@ -68,18 +70,19 @@ class Adam:
                 [state["exp_avg_sq"]],
                 [],
                 [state["step"]],
-                lr=self._options["lr"],
+                lr=options["lr"],
                 beta1=beta1,
                 beta2=beta2,
                 weight_decay=0.0,
-                eps=self._options["eps"],
+                eps=options["eps"],
                 amsgrad=False,
                 maximize=False,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """As of PyTorch's Adam; with all columns of moments that processes share."""
-        group = {**self._options, "params": list(range(len(self._parameters)))}
+        (options,) = self.param_groups
+        group = {**options, "params": list(range(len(self._parameters)))}
         state = {
             index: _each_matrix(values, shards.all_columns) for index, values in self._state.items()
         }
@@ -92,7 +95,7 @@ class Adam:
             state: what ``state_dict`` has given, here or in any number of processes.
         """
         (group,) = state["param_groups"]
-        self._options = {name: value for name, value in group.items() if name != "params"}
+        self.param_groups = [{name: value for name, value in group.items() if name != "params"}]
         self._state = {
             index: {
                 name: value.to(self._parameters[index].device)

@@ -17,7 +17,13 @@ Scorer: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Optimiser(Protocol):
-    """What the training loop asks of an optimiser; those of PyTorch can do it."""
+    """What the training loop asks of an optimiser; those of PyTorch can do it.
+
+    Attributes:
+        param_groups: the options of each group of parameters, ``lr`` among them.
+    """
+
+    param_groups: list[dict[str, Any]]
 
     def zero_grad(self) -> None:
         """Forgets the gradients."""

@@ -165,7 +165,7 @@ class PANEGNN(GradientRecommender):
         )
         return by_interest + by_disinterest + parameters.regularisation * norms + contrast
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Adam:
         """Adam."""
         return Adam(self.parameters(), self.hyperparameters.learning_rate)
 

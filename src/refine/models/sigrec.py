@@ -174,7 +174,7 @@ class SiGRec(GradientRecommender):
         squared_norm: Tensor = occurs @ torch.linalg.vecdot(tables, tables)
         return self.hyperparameters.regularisation / (2 * len(likes.users)) * squared_norm
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Adam:
         """Adam."""
         return Adam(self.parameters(), self.hyperparameters.learning_rate)
 

@@ -102,7 +102,7 @@ class SiReN(GradientRecommender):
         ranking = sign_aware_loss(scores.rated, scores.negatives, factors)
         return ranking + self.hyperparameters.regularisation * scores.squared_norm
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimiser(self) -> Adam:
         """Adam."""
         return Adam(self.parameters(), self.hyperparameters.learning_rate)
 
