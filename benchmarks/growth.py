@@ -7,7 +7,7 @@ after the other, each in a process of its own, with one epoch of warm-up and one
 
     python benchmarks/growth.py --folder /scratch --json growth.json
 
-The largest set takes about 15 GB of the folder, which are given back at the end.
+The largest set takes about 6 GB of the folder, which are given back at the end.
 """
 
 import argparse
@@ -299,15 +299,12 @@ def table(result: dict[str, Any]) -> str:
             before = spent
     for size in sizes:
         text = (
-            f"{size['ratings']:,} ratings of {size['users']:,} users and {size['items']:,} items, "
+            f"{size['ratings']:,} ratings, {size['users']:,} users, {size['items']:,} items; "
             f"batches of {size['batch_size']:,}"
         )
         if "split" in size:
             split = size["split"]
-            text += (
-                f"; in the core {split['ratings']:,} ratings of {split['users']:,} users and "
-                f"{split['items']:,} items"
-            )
+            text += f"; in the core {split['ratings']:,}, {split['users']:,} and {split['items']:,}"
         lines += ["", f"{text}."]
     return "\n".join(lines)
 

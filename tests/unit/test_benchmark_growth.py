@@ -84,7 +84,7 @@ def test_the_table_compares_sizes(benchmark: ModuleType) -> None:
         "| `train` | 1,000,000 | 2.0 | 1.0 | 0.50 | 1.00 | |",
         "| | 10,000,000 | 24.0 | 12.0 | 0.50 | 1.20 | 12.0 |",
     ]
-    assert "10,000,000 ratings of 9 users and 8 items, batches of 625,000." in table
+    assert "10,000,000 ratings, 9 users, 8 items; batches of 625,000." in table
 
 
 def test_the_same_seed_generates_the_same_ratings(small: ModuleType, tmp_path: Path) -> None:
