@@ -17,7 +17,7 @@ QUOTED = (
 )
 
 
-@pytest.mark.parametrize(("file", "block"), zip(QUOTED, BLOCKS, strict=True))
+@pytest.mark.parametrize(("file", "block"), [*zip(QUOTED, BLOCKS, strict=True)])
 def test_what_is_quoted_is_there(file: str, block: str) -> None:
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     missing = [line for line in block.splitlines() if line not in lines]

@@ -12,8 +12,11 @@ import pytest
 import yaml
 from pipeline import ROOT, Pipeline, copy_of_code
 
+from refine.config import extended, load
+from refine.models.catalogue import FITTED
+
 BASE = {"fetch_ratings": 1, "read_ratings": 1, "split_ratings": 1}
-EXPERIMENTS = yaml.safe_load((ROOT / "config/config.yaml").read_text())["experiments"]
+EXPERIMENTS = extended(load(ROOT / "config/config.yaml"))["experiments"]
 ENGINES = ("probe", "answer_prompts")
 PROFILES = ("default", "slurm", "kubernetes")
 
@@ -85,9 +88,12 @@ def test_larger_data_sets_use_the_same_rules(pipeline: Pipeline, dataset: str) -
 
 def test_every_experiment_has_a_plan(pipeline: Pipeline) -> None:
     jobs = pipeline.planned(*(f"results/ml100k/{name}/metrics.json" for name in EXPERIMENTS))
-    assert jobs["summarise"] == jobs["train"] == jobs["evaluate"] == len(EXPERIMENTS)
+    assert jobs["summarise"] == jobs["evaluate"] == len(EXPERIMENTS)
+    fitted = [e for e in EXPERIMENTS.values() if e.get("model", {}).get("name") in FITTED]
+    assert jobs["fit"] == len(fitted)
+    assert jobs["warm_up"] == jobs["train"] == len(EXPERIMENTS) - len(fitted)
     uniform = [e for e in EXPERIMENTS.values() if e.get("sampling", {}).get("reweight") is False]
-    assert jobs["mine_similar_items"] == len(EXPERIMENTS) - len(uniform)
+    assert jobs["mine_similar_items"] == jobs["train"] - len(uniform)
 
 
 def test_the_judge_of_the_command_line_labels_experiments_that_name_none(
