@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -95,14 +94,7 @@ def test_one_shard_that_is_killed_halfway_gives_the_same_labels(
     copy = unanswered(judged, tmp_path / "pipeline")
     target = FEEDBACK.format(judge="vllm")
     configfile = configure(copy, advised_model, shards=1)
-    run = subprocess.Popen(
-        copy.command(target, configfile=configfile),
-        cwd=copy.folder,
-        env=copy.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    run = copy.start(target, configfile=configfile)
     kept = copy.folder / "resources/answers"
     while run.poll() is None and not list(kept.glob("*/[!.]*.parquet")):
         time.sleep(0.01)

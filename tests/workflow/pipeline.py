@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -63,6 +65,29 @@ class Pipeline:
             check=False,
             timeout=600,
         )
+
+    def start(self, *arguments: str, **kwargs: str) -> subprocess.Popen[bytes]:
+        """Begins a run, silently; its process leads a group with all jobs, to be signalled."""
+        return subprocess.Popen(
+            self.command(*arguments, **kwargs),
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def run_until(
+        self, moment: Callable[[], bool], *arguments: str, **kwargs: str
+    ) -> subprocess.Popen[bytes]:
+        """Begins a run, and returns at the given moment; the test fails if that does not come."""
+        process = self.start(*arguments, **kwargs)
+        deadline = time.monotonic() + 300
+        while not moment():
+            assert process.poll() is None, "the run ended before its moment came"
+            assert time.monotonic() < deadline, "the moment did not come"
+            time.sleep(0.0005)
+        return process
 
     def planned(self, *arguments: str, **kwargs: str) -> Counter[str]:
         """The number of jobs of each rule that a dry run announces."""

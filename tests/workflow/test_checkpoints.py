@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -84,19 +83,11 @@ def stop_in(
     """
     before, log = written(checkpoint), log_of(pipeline, rule)
     log.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        pipeline.command(RULES[rule], configfile="overlay.yaml"),
-        cwd=pipeline.folder,
-        env=pipeline.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    process = pipeline.run_until(
+        lambda: log.exists() and written(checkpoint) > before,
+        RULES[rule],
+        configfile="overlay.yaml",
     )
-    deadline = time.monotonic() + 300
-    while not (log.exists() and written(checkpoint) > before):
-        assert process.poll() is None, "the run ended before it wrote a checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint came"
-        time.sleep(0.001)
     time.sleep(after)
     os.killpg(process.pid, how)
     assert process.wait(timeout=60) != 0

@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,19 +102,7 @@ def started(pipeline: Pipeline, rule: str) -> bool:
 
 def kill_when(pipeline: Pipeline, moment: Callable[[], bool], *targets: str) -> None:
     """Runs the pipeline, and kills Snakemake and all its jobs at once at the given moment."""
-    process = subprocess.Popen(
-        pipeline.command(*targets),
-        cwd=pipeline.folder,
-        env=pipeline.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 300
-    while not moment():
-        assert process.poll() is None, "the run ended before its moment came"
-        assert time.monotonic() < deadline, "the moment did not come"
-        time.sleep(0.0005)
+    process = pipeline.run_until(moment, *targets)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 

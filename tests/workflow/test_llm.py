@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -240,14 +239,7 @@ def test_a_run_that_was_killed_in_mid_shard_goes_on_from_what_it_has(
         return usual(prompt)
 
     endpoint.say = say
-    process = subprocess.Popen(
-        copy.command(LABELS, configfile=configfile),
-        cwd=copy.folder,
-        env=copy.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = copy.start(LABELS, configfile=configfile)
     try:
         assert enough.wait(300)
         kept_at_least(copy, 256)
