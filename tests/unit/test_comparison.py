@@ -24,8 +24,8 @@ def _file(
     """A users.parquet in which every metric has the same values."""
     columns = {f"{name}@{k}": pa.array(values, pa.float64()) for name in USER_METRICS for k in [20]}
     codes = pa.array(users or range(len(values)), pa.int32())
-    table = pa.table({"user": codes} | columns, metadata={"card": json.dumps(card)})
-    write_table(table, path)
+    metadata = {"card": json.dumps(card), "model": "siren"}
+    write_table(pa.table({"user": codes} | columns, metadata=metadata), path)
     return path
 
 
@@ -181,6 +181,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     write_table(pa.table({"user": [0]}), bare)
     with pytest.raises(ArtifactError, match=r"bare\.parquet: has no evaluation card"):
         _compare(tmp_path, [bare], [bare])
-    write_table(pa.table({"user": [0]}, metadata={"card": json.dumps(CARD)}), bare)
+    metadata = {"card": json.dumps(CARD), "model": "siren"}
+    write_table(pa.table({"user": [0]}, metadata=metadata), bare)
     with pytest.raises(ArtifactError, match="column recall@20 is missing"):
         _compare(tmp_path, [bare], [bare])

@@ -52,7 +52,7 @@ def test_one_file_is_a_table_of_its_metrics(
 ) -> None:
     assert main([str(_metrics(tmp_path, "refine", [0.40, 0.44])), "--markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "**demo, refine (judge profile), 2 seeds**"
+    assert lines[0] == "**demo, refine (model lightgcn, judge profile), 2 seeds**"
     assert lines[2:5] == [
         "| Metric | Mean | SD | 95% interval | Published |",
         "| --- | ---: | ---: | ---: | ---: |",

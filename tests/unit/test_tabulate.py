@@ -47,7 +47,7 @@ class Runs:
             names = [f"{metric}@{k}" for metric in USER_METRICS for k in (5, 20)]
             columns: dict[str, Any] = {"user": pa.array(range(USERS), pa.int32())}
             columns |= {metric: pa.array(row) for metric in names}
-            table = pa.table(columns, metadata={"card": json.dumps(card)})
+            table = pa.table(columns, metadata={"card": json.dumps(card), "model": "siren"})
             self.users[name].append(folder / f"users{seed}.parquet")
             write_table(table, self.users[name][-1])
             means = dict.fromkeys(names, row.mean())

@@ -17,7 +17,7 @@ PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "src", "tests/da
 
 EVERYTHING = (
     "results/demo/metrics.json",
-    "results/demo/lightgcn/metrics.json",
+    "results/demo/comparison.parquet",
     "results/demo/compare/lightgcn-vs-refine.json",
     "results/demo/refine/training.svg",
 )

@@ -9,7 +9,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "src"))
 
 from refine import config as settings_of
-from refine.models.catalogue import module_of
+from refine.models.catalogue import label, module_of
 from refine.provenance import code_digest
 
 # Where the library really is: in a pod, only the workflow is copied and the rest comes from the image.
@@ -83,8 +83,12 @@ def experiments_that(fitted):
     )
 
 
+def model_of(wildcards):
+    return settings(wildcards)["model"]["name"]
+
+
 def modules_of_model(wildcards):
-    return [module_of(settings(wildcards)["model"]["name"])]
+    return [module_of(model_of(wildcards))]
 
 
 def gpu(wildcards):
@@ -105,6 +109,12 @@ def mines(wildcards):
     """Whether an experiment re-weights with items that are mined once, after the warm-up."""
     found = settings_of.settings(config, wildcards.dataset, experiment_of(wildcards))
     return found["sampling"]["reweight"] and found["mining"]["refresh"] == "once"
+
+
+def warmup_of(wildcards):
+    """The last epoch of the warm-up, where anything is re-weighted after it."""
+    found = settings(wildcards)
+    return found["training"]["warmup_epochs"] if found["sampling"]["reweight"] else None
 
 
 def similar_items(wildcards):

@@ -80,9 +80,9 @@ rule draw_curves:
     params:
         stage=stage(
             "draw_curves",
-            training=part("training", "warmup_epochs"),
+            warmup_epochs=warmup_of,
             seeds=seeds_of,
-            title=lambda w: f"{dataset_of(w)['title']}, {w.experiment}",
+            title=lambda w: f"{dataset_of(w)['title']}, {w.experiment} ({label(model_of(w))})",
         ),
     script:
         "../scripts/draw_curves.py"

@@ -15,7 +15,7 @@ def main(job):
             dict(zip(stage["seeds"], map(Path, job.input.histories), strict=True)),
             Path(job.output.chart),
             title=stage["title"],
-            warmup_epochs=stage["training"]["warmup_epochs"],
+            warmup_epochs=stage["warmup_epochs"],
         )
 
 

@@ -27,6 +27,9 @@ TIE_RULE = "higher score first, then lower item code"
 CARD_METADATA = b"card"
 """Key of the card, as JSON, in the Parquet metadata of users.parquet."""
 
+MODEL_METADATA = b"model"
+"""Key of the model's name there."""
+
 FULL_RANKING = "all items that are not masked"
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from scipy import stats
 
 from refine.artifacts import ArtifactError, read_table, write_json
-from refine.evaluation.card import CARD_METADATA, Card, require_same_card
+from refine.evaluation.card import CARD_METADATA, MODEL_METADATA, Card, require_same_card
 from refine.evaluation.names import USER_METRICS
 
 _BATCH_CELLS = 2**22  # resampled values held at once: 32 MiB
@@ -34,11 +34,13 @@ class UserMetrics:
     """Per-user metrics of an experiment's seeds.
 
     Attributes:
+        model: its name.
         card: under which rules they were measured.
         users: codes of the users who were scored.
         values: of each metric, [seeds, users].
     """
 
+    model: str
     card: Card
     users: npt.NDArray[np.int64]
     values: dict[str, Floats]
@@ -53,7 +55,9 @@ class UserMetrics:
             ComparisonError: they do not score the same users.
         """
         tables = {str(path): read_table(path) for path in paths}
-        card = require_same_card({name: _card(table, name) for name, table in tables.items()})
+        heads = {name: _model_and_card(table, name) for name, table in tables.items()}
+        card = require_same_card({name: card for name, (_, card) in heads.items()})
+        model, _ = next(iter(heads.values()))
         users: list[npt.NDArray[np.int64]] = []
         for name, table in tables.items():
             users.append(table.column("user").to_numpy().astype(np.int64))
@@ -66,7 +70,7 @@ class UserMetrics:
                 raise ArtifactError(f"{absent[0]}: column {metric} is missing")
             columns = [table.column(metric).to_numpy() for table in tables.values()]
             values[metric] = np.stack(columns)
-        return cls(card, users[0], values)
+        return cls(model, card, users[0], values)
 
 
 def compare(
@@ -102,6 +106,7 @@ def compare(
         {
             "a": names[0],
             "b": names[1],
+            "models": {"a": first.model, "b": second.model},
             "verdict": {metric: _verdict(compared[metric], names) for metric in metrics[:2]},
             "users": len(first.users),
             "seeds": {"a": len(a), "b": len(b)},
@@ -161,14 +166,13 @@ def compare_users(
     }
 
 
-def _card(table: pa.Table, name: str) -> Card:
+def _model_and_card(table: pa.Table, name: str) -> tuple[str, Card]:
     metadata = table.schema.metadata or {}
-    if CARD_METADATA not in metadata:
+    if not metadata.keys() >= {MODEL_METADATA, CARD_METADATA}:
         raise ArtifactError(
-            f"{name}: has no evaluation card in its metadata; write it with `evaluate`"
+            f"{name}: has no evaluation card and model in its metadata; write it with `evaluate`"
         )
-    card: Card = json.loads(metadata[CARD_METADATA])
-    return card
+    return metadata[MODEL_METADATA].decode(), json.loads(metadata[CARD_METADATA])
 
 
 def _compare_metric(

@@ -20,10 +20,11 @@ from refine.artifacts import (
 from refine.columns import to_column, to_tensor
 from refine.data import Pairs, TrainingData
 from refine.device import choose_device, deterministic
-from refine.evaluation.card import CARD_METADATA, Card, evaluation_card
+from refine.evaluation.card import CARD_METADATA, MODEL_METADATA, Card, evaluation_card
 from refine.evaluation.environment import environment
 from refine.evaluation.masks import masked_pairs
 from refine.evaluation.ranking import Ranking, RankingEvaluator
+from refine.models.catalogue import label
 from refine.models.registry import load_model
 from refine.tensors import read_tensors
 from refine.topk import NO_ITEM
@@ -59,7 +60,7 @@ def evaluate(
         metrics: the JSON file to write: means over the users, the evaluation card, and what the
             model's file says of its training.
         per_user: the Parquet file to write: the metrics of each user that has a target; its
-            metadata holds the card.
+            metadata holds the card and the model's name.
         recommendations: the Parquet file to write: the best items of each user.
         evaluation: settings ``k``, ``mask``, ``mask_validation`` and ``recommendations``.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -92,12 +93,13 @@ def evaluate(
     user_ids = _by_code(users, "user").column("user_id").combine_chunks()
     catalogue = _by_code(items, "item")
     means = ranking.metrics()
-    write_table(_per_user(ranking, user_ids, card), per_user)
+    name = label(trained.pop("model"))
+    write_table(_per_user(ranking, user_ids, card, name), per_user)
     write_table(
         recommendation_table(ranking, user_ids, catalogue, evaluation["recommendations"]),
         recommendations,
     )
-    head = {key: trained.pop(key) for key in ("model", "seed", "epoch") if key in trained}
+    head = {"model": name} | {key: trained.pop(key) for key in ("seed", "epoch") if key in trained}
     results = {"metrics": means, "card": card, "evaluated_on": environment(data.device)}
     write_json(head | results | trained, metrics)
     _logger.info(
@@ -133,8 +135,8 @@ def _split_digest(statistics: Path) -> str:
     return digest
 
 
-def _per_user(ranking: Ranking, user_ids: pa.Array, card: Card) -> pa.Table:
-    """The metrics of every user that has a target, with the card in the table's metadata."""
+def _per_user(ranking: Ranking, user_ids: pa.Array, card: Card, model: str) -> pa.Table:
+    """The metrics of every user that has a target; card and model in the table's metadata."""
     users = to_column(ranking.scored_users)
     columns = {
         "user": users.cast(pa.int32()),
@@ -142,7 +144,8 @@ def _per_user(ranking: Ranking, user_ids: pa.Array, card: Card) -> pa.Table:
         "targets": to_column(ranking.n_targets).cast(pa.int32()),
     }
     columns |= {name: to_column(values) for name, values in ranking.user_metrics.items()}
-    return pa.table(columns, metadata={CARD_METADATA: json.dumps(card).encode()})
+    metadata = {CARD_METADATA: json.dumps(card).encode(), MODEL_METADATA: model.encode()}
+    return pa.table(columns, metadata=metadata)
 
 
 def recommendation_table(

@@ -27,7 +27,15 @@ FITTED = {
 MODELS = TRAINED | FITTED
 """Every model that ``model.name`` may name."""
 
+RECONSTRUCTIONS = frozenset({"sigrec"})
+"""Models of which neither equations nor code are public: ours is what we take them to be."""
+
 
 def module_of(name: str) -> str:
     """The dotted name of a model's module."""
     return MODELS[name].partition(":")[0]
+
+
+def label(name: str) -> str:
+    """A model's name as it stands beside its numbers."""
+    return f"{name} (a reconstruction)" if name in RECONSTRUCTIONS else name

@@ -165,8 +165,8 @@ def card_sentence(card: Card) -> str:
 
 def _name(summary: Summary) -> str:
     named = [str(summary[key]) for key in ("dataset", "experiment") if key in summary]
-    judge = f" (judge {summary['judge']})" if "judge" in summary else ""
-    return ", ".join(named) + judge
+    made_by = [f"{key} {summary[key]}" for key in ("model", "judge") if key in summary]
+    return ", ".join(named) + (f" ({', '.join(made_by)})" if made_by else "")
 
 
 def _metric_name(name: str) -> str:
