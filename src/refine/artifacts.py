@@ -119,11 +119,14 @@ COMPARISON = pa.schema(
         pa.field("high", pa.float64()),
         pa.field("p", pa.float64()),
         pa.field("p_adjusted", pa.float64()),
+        pa.field("seeds_low", pa.float64()),
+        pa.field("seeds_high", pa.float64()),
         pa.field("seconds", pa.float64()),
     ]
 )
 """One experiment's mean of a metric over its seeds: its distance from the published value and from
-the headline experiment, with interval and p-values of the latter, and the seconds of one run."""
+the headline experiment, with intervals over users and over seeds and p-values of the latter, and
+the seconds of one run."""
 
 
 def interactions_schema(id_type: pa.DataType) -> pa.Schema:

@@ -15,7 +15,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from refine.models.catalogue import FITTED
+from refine.models.catalogue import FITTED, REWEIGHTED
 from refine.overlays import Config, judge_settings, merge, section_of
 
 SHARED_SECTIONS = ("reading", "subset", "split", "prompts", "probe", "refine", "labels")
@@ -26,6 +26,9 @@ EXPERIMENT_SECTIONS = ("model", "training", "mining", "sampling", "evaluation")
 
 COURSE_OF_TRAINING = ("checkpoint_minutes", "processes", "tensorboard")
 """Keys of ``training`` that say how a run goes and not what comes of it: for the run alone."""
+
+CARD_SETTINGS = ("k", "mask", "mask_validation")
+"""Keys of ``evaluation`` that two experiments must share for their numbers to stand together."""
 
 RESERVED_FOLDERS = ("split", "compare")
 """Folders of ``results/<dataset>/`` that no judge or experiment may be named after."""
@@ -64,17 +67,23 @@ def load(*paths: Path) -> dict[str, Any]:
 def extended(config: Config) -> dict[str, Any]:
     """The configuration, its judges and experiments with what those they ``extends`` have.
 
+    What has not the shape of a section or an entry is left for ``validate`` to refuse.
+
     Raises:
         ConfigError: an entry extends one that there is not, or itself.
     """
-    sections = ("judges", "experiments")
-    return {**config, **{section: _extended(config[section], section) for section in sections}}
+    sections = {name: config.get(name) for name in ("judges", "experiments")}
+    return {**config} | {
+        name: _extended(entries, name)
+        for name, entries in sections.items()
+        if isinstance(entries, Mapping)
+    }
 
 
 def _extended(entries: Config, section: str) -> dict[str, Any]:
     def entry(name: str, above: tuple[str, ...]) -> Any:
         own = entries[name]
-        if not isinstance(own, Mapping) or "extends" not in own:
+        if not isinstance(own, Mapping) or not isinstance(own.get("extends"), str):
             return own
         base, chain, where = own["extends"], (*above, name), f"{section}.{name}.extends"
         if base not in entries:
@@ -83,19 +92,28 @@ def _extended(entries: Config, section: str) -> dict[str, Any]:
         if base in chain:
             circle = " extends ".join([*chain, base])
             raise ConfigError(f"{_FAULTS}\n  - {where}: {circle} is a circle")
-        return merge(entry(base, chain), {key: own[key] for key in own if key != "extends"})
+        below = entry(base, chain)
+        added = {key: value for key, value in own.items() if key != "extends"}
+        return merge(below, added) if isinstance(below, Mapping) else added
 
     return {name: entry(name, ()) for name in entries}
 
 
 def settings(config: Config, dataset: str, experiment: str | None = None) -> dict[str, Any]:
-    """All that decides on results, as it holds for a dataset and, where named, an experiment."""
+    """All that decides on results, as it holds for a dataset and, where named, an experiment.
+
+    Nothing is re-weighted for a model that draws its own negatives, whatever ``sampling`` says.
+    """
     found = {
         name: section_of(config, name, dataset, experiment)
         for name in SHARED_SECTIONS + EXPERIMENT_SECTIONS
     }
     for key in COURSE_OF_TRAINING:
         del found["training"][key]
+    sampling, training = found["sampling"], found["training"]
+    sampling["reweight"] = sampling["reweight"] and found["model"]["name"] in REWEIGHTED
+    if not sampling["reweight"]:  # then nothing begins where the warm-up ends
+        training["warmup_epochs"] = min(training["warmup_epochs"], training["epochs"])
     return found
 
 
@@ -119,8 +137,13 @@ def judge_family(config: Config, judge: str) -> str:
 
 def is_fitted(config: Config, experiment: str) -> bool:
     """Whether an experiment's model is computed at once, and not trained by gradient steps."""
-    model = merge({"model": config["model"]}, config["experiments"][experiment])["model"]
-    return model["name"] in FITTED
+    return _model(config, experiment)["name"] in FITTED
+
+
+def _model(config: Config, experiment: str) -> dict[str, Any]:
+    """Section ``model`` of an experiment, without what a dataset may say of it."""
+    overlay = {"model": config["experiments"][experiment].get("model", {})}
+    return dict(merge({"model": config["model"]}, overlay)["model"])
 
 
 def seeds_of(config: Config, dataset: str, experiment: str) -> list[int]:
@@ -130,9 +153,25 @@ def seeds_of(config: Config, dataset: str, experiment: str) -> list[int]:
 
 
 def compared_experiments(config: Config, dataset: str) -> list[str]:
-    """The experiments of a dataset's table: the headline, and those that are listed."""
+    """The experiments of a dataset's table: the headline, and those that are listed.
+
+    Raises:
+        ConfigError: one of them is evaluated under other rules than the headline.
+    """
+    headline = config["headline"]
     listed = config["datasets"][dataset].get("comparison", config["comparison"])
-    return list(dict.fromkeys([config["headline"], *listed]))
+    rules = {}
+    for name in dict.fromkeys([headline, *listed]):
+        evaluation = settings(config, dataset, name)["evaluation"]
+        rules[name] = {key: evaluation[key] for key in CARD_SETTINGS}
+        for key, value in rules[name].items():
+            if value != rules[headline][key]:
+                raise ConfigError(
+                    f"{dataset}: comparison: {name} and {headline} cannot stand in one table, as "
+                    f"their evaluation.{key} is {value} and {rules[headline][key]}; take {name} "
+                    "out of `comparison`, or evaluate both alike"
+                )
+    return list(rules)
 
 
 def digest(value: Any) -> str:
@@ -241,6 +280,8 @@ def _names_used(config: Config) -> Iterator[tuple[str, str | None, str]]:
     for key, entry in config["datasets"].items():
         here = f"datasets.{key}"
         yield f"{here}.judge", entry["judge"], "judges"
+        for experiment in entry.get("experiments", {}):
+            yield f"{here}.experiments", experiment, "experiments"
         for experiment in entry.get("comparison", []):
             yield f"{here}.comparison", experiment, "experiments"
         for judge in entry.get("scored_judges", []):
@@ -286,9 +327,14 @@ def _model_overlays(config: Config, schema: Config) -> Iterator[str]:
             yield f"datasets.{dataset}.model.name: an experiment names a model, a dataset may not"
         for fault in _faults_of(validator, section_of(config, "model", dataset)):
             yield f"datasets.{dataset}.model.{fault}"
-    for experiment, entry in config["experiments"].items():
-        model = merge({"model": config["model"]}, {"model": entry.get("model", {})})["model"]
-        for fault in _faults_of(validator, model):
+        for experiment, overlay in entry.get("experiments", {}).items():
+            here = f"datasets.{dataset}.experiments.{experiment}.model"
+            if "name" in overlay.get("model", {}):
+                yield f"{here}.name: the experiment names its model; a dataset may not"
+            for fault in _faults_of(validator, section_of(config, "model", dataset, experiment)):
+                yield f"{here}.{fault}"
+    for experiment in config["experiments"]:
+        for fault in _faults_of(validator, _model(config, experiment)):
             yield f"experiments.{experiment}.model.{fault}"
 
 

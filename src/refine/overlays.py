@@ -27,11 +27,16 @@ def merge(base: Config, overlay: Config) -> dict[str, Any]:
 
 
 def section_of(config: Config, name: str, dataset: str, experiment: str | None = None) -> Any:
-    """A section as it holds for a dataset and, where one is named, an experiment of it."""
+    """A section as it holds for a dataset and, where one is named, an experiment of it.
+
+    An experiment lies over the dataset, and what the dataset says of that experiment over both.
+    """
     found: Config = {name: config[name]}
-    overlays = [config["datasets"][dataset]]
+    of_dataset = config["datasets"][dataset]
+    overlays = [of_dataset]
     if experiment is not None:
         overlays.append(config["experiments"][experiment])
+        overlays.append(of_dataset.get("experiments", {}).get(experiment, {}))
     for overlay in overlays:
         found = merge(found, {name: overlay.get(name, {})})
     return found[name]

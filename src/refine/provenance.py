@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 
-def code_digest(script: Path, src: Path, modules: Iterable[str] = ()) -> str:
+def code_digest(
+    script: Path, src: Path, modules: Iterable[str] = (), without: Iterable[str] = ()
+) -> str:
     """Digests a script and the modules below ``src`` that it imports, directly or not.
 
     Args:
@@ -19,20 +21,23 @@ def code_digest(script: Path, src: Path, modules: Iterable[str] = ()) -> str:
         src: the folder that holds the project's packages.
         modules: dotted names of modules that the script loads by name, which its imports do not
             show.
+        without: dotted names of modules that are passed over.
 
     Returns:
         A hexadecimal SHA-256 digest of the files' names and bytes.
     """
     src = src.resolve()
     digest = hashlib.sha256()
-    for path in sorted(code_files(script, src, modules)):
+    for path in sorted(code_files(script, src, modules, without)):
         name = path.relative_to(src) if path.is_relative_to(src) else Path(path.name)
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         digest.update(f"{name.as_posix()} {content}\n".encode())
     return digest.hexdigest()
 
 
-def code_files(script: Path, src: Path, modules: Iterable[str] = ()) -> set[Path]:
+def code_files(
+    script: Path, src: Path, modules: Iterable[str] = (), without: Iterable[str] = ()
+) -> set[Path]:
     """The files of the project that a script runs; arguments as for ``code_digest``.
 
     Imports inside functions count, those under ``if TYPE_CHECKING`` do not. The packages'
@@ -40,10 +45,11 @@ def code_files(script: Path, src: Path, modules: Iterable[str] = ()) -> set[Path
     """
     src = src.resolve()
     reached: set[Path] = set()
+    passed_over = {src.joinpath(*name.split(".")).with_suffix(".py") for name in without}
     waiting = [script.resolve(), *(file for name in modules for file in _files_of(name, src))]
     while waiting:
         path = waiting.pop()
-        if path not in reached:
+        if path not in reached and path not in passed_over:
             reached.add(path)
             waiting.extend(_imported_files(path, src))
     return reached

@@ -226,6 +226,105 @@ def test_a_judge_may_not_extend_just_anything(
     assert found.startswith(fault)
 
 
+def test_an_experiment_that_extends_another_has_what_it_does_not_say(
+    config: dict[str, Any],
+) -> None:
+    mine = {"extends": "siren", "judge": None, "model": {"layers": 2}}
+    other = {"extends": "mine", "model": {"name": "bpr-mf"}}
+    assert faults(config, experiments={"mine": mine, "other": other}) == []
+    merged = overlays.merge(config, {"experiments": {"mine": mine, "other": other}})
+    experiments = settings_of.extended(merged)["experiments"]
+    assert experiments["mine"] == {"judge": None, "model": {"name": "siren", "layers": 2}}
+    # Hyperparameters are a model's own: another one has nothing of those below.
+    assert experiments["other"] == {"judge": None, "model": {"name": "bpr-mf"}}
+
+
+@pytest.mark.parametrize(
+    ("experiments", "fault"),
+    [
+        ({"a": {"extends": "sirn"}}, "experiments.a.extends: there is no experiment 'sirn'; did"),
+        ({"a": {"extends": "a"}}, "experiments.a.extends: a extends a is a circle"),
+        ({"a": {"extend": "siren"}}, "experiments.a.extend: unknown key; did you mean 'extends'?"),
+        ({"a": {"extends": ["siren"]}}, "experiments.a.extends: ['siren'] is not of type 'string'"),
+        ({"a": None, "b": {"extends": "a"}}, "experiments.a: None is not of type 'object'"),
+        ({"a": {"model": {"layers": 2, "negatives": 3}}}, "experiments.a.model.negatives: unknown"),
+        ({"a": {"extends": "siren", "model": {"layrs": 2}}}, "experiments.a.model.layrs: unknown"),
+        (
+            {"a": {"model": {"name": "ease", "search": {"rigde": [1]}}}},
+            "experiments.a.model.search",
+        ),
+    ],
+)
+def test_what_an_experiment_may_not_be(
+    config: dict[str, Any], experiments: dict[str, Any], fault: str
+) -> None:
+    (found,) = faults(config, experiments=experiments)
+    assert found.startswith(fault)
+
+
+def test_sections_of_another_shape_are_refused(config: dict[str, Any]) -> None:
+    for value in (None, ["refine"], "refine"):
+        (found,) = faults(config, experiments=value)
+        assert found.startswith("experiments: ")
+
+
+def test_a_data_set_may_say_more_of_an_experiment(config: dict[str, Any]) -> None:
+    said = {"datasets": {"demo": {"experiments": {"siren": {"model": {"layers": 2}}}}}}
+    assert faults(config, **said) == []
+    config = overlays.merge(config, said)
+    assert settings_of.settings(config, "demo", "siren")["model"]["layers"] == 2
+    assert "layers" not in settings_of.settings(config, "ml1m", "siren")["model"]
+    for experiment, model, fault in (
+        ("sirn", {}, ".experiments: there is no experiment 'sirn'; did you mean 'siren'?"),
+        ("siren", {"layrs": 2}, ".experiments.siren.model.layrs: unknown key; did you mean"),
+        ("siren", {"name": "ease"}, ".experiments.siren.model.name: the experiment names its"),
+    ):
+        overlay = {"demo": {"experiments": {experiment: {"model": model}}}}
+        assert f"datasets.demo{fault}" in faults(config, datasets=overlay)[0]
+
+
+def test_experiments_of_a_table_must_exist(config: dict[str, Any]) -> None:
+    (found,) = faults(config, comparison=["sirn"])
+    assert found.startswith("comparison: there is no experiment 'sirn'; did you mean 'siren'?")
+    (found,) = faults(config, datasets={"demo": {"comparison": ["sirn"]}})
+    assert found.startswith("datasets.demo.comparison: there is no experiment 'sirn'")
+
+
+def test_the_headline_leads_its_table_once(config: dict[str, Any]) -> None:
+    config |= {"comparison": ["ease", "refine", "lightgcn"], "headline": "lightgcn"}
+    config = settings_of.extended(config)
+    assert settings_of.compared_experiments(config, "demo") == ["lightgcn", "ease", "refine"]
+    config["datasets"]["demo"]["comparison"] = ["ease"]
+    assert settings_of.compared_experiments(config, "demo") == ["lightgcn", "ease"]
+
+
+def test_a_table_under_several_rules_is_refused_before_anything_runs(
+    config: dict[str, Any],
+) -> None:
+    other = {"experiments": {"ease": {"evaluation": {"mask": "train_positives"}}}}
+    config = settings_of.extended(overlays.merge(config, other))
+    with pytest.raises(settings_of.ConfigError, match=r"demo: comparison: ease and refine .*mask"):
+        settings_of.compared_experiments(config, "demo")
+
+
+def test_what_is_fitted_draws_nothing_and_runs_once(config: dict[str, Any]) -> None:
+    config = settings_of.extended(config)
+    fitted = {name for name in config["experiments"] if settings_of.is_fitted(config, name)}
+    assert fitted >= {"most-popular", "item-knn", "ease", "ease-refined", "ease-graded"}
+    assert not fitted & {"refine", "siren", "bpr-mf", "refine++"}
+    assert settings_of.seeds_of(config, "demo", "ease") == [2024]
+
+
+def test_only_models_that_draw_by_its_weights_are_reweighted(config: dict[str, Any]) -> None:
+    config = settings_of.extended(config)
+
+    def reweighted(experiment: str) -> bool:
+        return bool(settings_of.settings(config, "demo", experiment)["sampling"]["reweight"])
+
+    assert reweighted("refine")
+    assert not any(map(reweighted, ("refine-without-rw", "siren", "refine++", "ease")))
+
+
 def test_judges_may_not_copy_each_other_in_a_circle(config: dict[str, Any]) -> None:
     found = faults(config, judges={"all": {"like": "random"}, "random": {"like": "all"}})
     assert any("all like random like all is a circle" in fault for fault in found)
@@ -289,6 +388,10 @@ def test_the_warm_up_of_what_is_run_may_not_outlast_the_training(config: dict[st
         config, {"experiments": {"refine": {"training": {"warmup_epochs": 2000}}}}
     )
     settings_of.require_warm_up_to_end(config, "demo", "lightgcn")
+    # Where nothing is re-weighted nothing waits for the end of the warm-up, so it is cut.
+    config["experiments"]["lightgcn"]["training"] = {"epochs": 10}
+    settings_of.require_warm_up_to_end(config, "demo", "lightgcn")
+    assert settings_of.settings(config, "demo", "lightgcn")["training"]["warmup_epochs"] == 10
     with pytest.raises(
         settings_of.ConfigError, match=r"demo, experiment refine: .* \(2000\) exceeds"
     ):

@@ -96,5 +96,5 @@ def test_a_catalogue_that_is_too_large_is_refused_before_anything_is_allocated()
     none = Pairs(*(torch.zeros(0, dtype=torch.int32) for _ in range(2)))
     empty = torch.zeros(0, dtype=torch.int8)
     data = TrainingData(4, 1_000_000, none, empty, empty, none)
-    with pytest.raises(ValueError, match="24000 GB of memory for 1000000 items"):
+    with pytest.raises(ValueError, match="32000 GB of memory for 1000000 items"):
         EASE(data, EASEHyperparameters(), torch.Generator())

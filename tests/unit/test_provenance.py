@@ -41,9 +41,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def digest(project: Path, modules: tuple[str, ...] = ()) -> str:
+def digest(project: Path, modules: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> str:
     provenance._imported_files.cache_clear()
-    return code_digest(project / "script.py", project / "src", modules)
+    return code_digest(project / "script.py", project / "src", modules, without)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -86,3 +86,12 @@ def test_a_new_import_counts(project: Path) -> None:
     before = digest(project)
     (project / "src/lib/d.py").write_text("from lib import unused\n")
     assert digest(project) != before
+
+
+def test_modules_passed_over_do_not_count_nor_what_they_alone_import(project: Path) -> None:
+    before = digest(project, without=("lib.deep.b",))
+    assert before != digest(project)
+    for name, counts in {"deep/b": False, "deep/sibling": False, "d": False, "a": True}.items():
+        path = project / f"src/lib/{name}.py"
+        path.write_text(path.read_text() + "# Edited.\n")
+        assert (digest(project, without=("lib.deep.b",)) != before) == counts, name

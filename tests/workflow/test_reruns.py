@@ -93,6 +93,7 @@ def test_a_setting_reruns_what_reads_it_and_what_follows(
         ("src/refine/models/ease.py", {"fit"} | REPORTING - {"compare", "headline"}),
         ("src/refine/models/lightgcn.py", TRAINING),
         ("src/refine/models/siren.py", set()),
+        ("src/refine/models/catalogue.py", set()),
         ("src/refine/feedback/llm/judge.py", set()),
         ("src/refine/config.py", set()),
         ("src/refine/provenance.py", set()),

@@ -25,6 +25,9 @@ try:
 except settings_of.ConfigError as error:
     sys.exit(str(error))
 
+# It names all models, of which a stage runs one: another name in it is no reason to run that again.
+CATALOGUE = "refine.models.catalogue"
+
 # What a training saves on its way is no output, as those go with a job that fails: nothing carries
 # it to and from a pod, so it is kept on the volume that all pods share.
 config["shared_folder"] = workflow.storage_settings.default_storage_prefix or "."
@@ -55,7 +58,7 @@ def stage(script, *sections, modules=lambda wildcards: [], **values):
         chosen = {name: found[name] for name in sections}
         chosen |= {name: value(wildcards) for name, value in values.items()}
         chosen["code"] = code_digest(
-            ROOT / f"workflow/scripts/{script}.py", SRC, modules(wildcards)
+            ROOT / f"workflow/scripts/{script}.py", SRC, modules(wildcards), without=[CATALOGUE]
         )
         return json.loads(json.dumps(chosen, sort_keys=True))
 
@@ -87,6 +90,10 @@ def model_of(wildcards):
     return settings(wildcards)["model"]["name"]
 
 
+def label_of_model(wildcards):
+    return label(model_of(wildcards))
+
+
 def modules_of_model(wildcards):
     return [module_of(model_of(wildcards))]
 
@@ -112,7 +119,7 @@ def mines(wildcards):
 
 
 def warmup_of(wildcards):
-    """The last epoch of the warm-up, where anything is re-weighted after it."""
+    """The last epoch of the warm-up, where anything is re-weighted after it; else None."""
     found = settings(wildcards)
     return found["training"]["warmup_epochs"] if found["sampling"]["reweight"] else None
 
@@ -133,9 +140,22 @@ def of_seeds(file, experiment="experiment"):
     return files
 
 
+def histories(wildcards):
+    """The history of each seed's training of an experiment."""
+    if settings_of.is_fitted(config, wildcards.experiment):
+        sys.exit(
+            f"{wildcards.experiment}: its model is computed at once, so that there is no training "
+            f"to draw; what was tried is in logs/fit/{wildcards.dataset}/{wildcards.experiment}/"
+        )
+    return of_seeds("history.parquet")(wildcards)
+
+
 def compared_runs(wildcards):
     """The experiments of a dataset's table, in the order of its rows, with their seeds."""
-    names = settings_of.compared_experiments(config, wildcards.dataset)
+    try:
+        names = settings_of.compared_experiments(config, wildcards.dataset)
+    except settings_of.ConfigError as error:
+        sys.exit(str(error))
     return [(name, settings_of.seeds_of(config, wildcards.dataset, name)) for name in names]
 
 

@@ -23,6 +23,7 @@ rule evaluate:
     params:
         stage=stage(
             "evaluate",
+            label=label_of_model,
             evaluation=part("evaluation", "k", "mask", "mask_validation", "recommendations"),
             modules=modules_of_model,
         ),
@@ -65,7 +66,7 @@ use rule summarise as headline with:
 
 rule draw_curves:
     input:
-        histories=of_seeds("history.parquet"),
+        histories=histories,
     output:
         chart="results/{dataset}/{experiment}/training.svg",
     log:
@@ -82,7 +83,7 @@ rule draw_curves:
             "draw_curves",
             warmup_epochs=warmup_of,
             seeds=seeds_of,
-            title=lambda w: f"{dataset_of(w)['title']}, {w.experiment} ({label(model_of(w))})",
+            title=lambda w: f"{dataset_of(w)['title']}, {w.experiment} ({label_of_model(w)})",
         ),
     script:
         "../scripts/draw_curves.py"

@@ -22,6 +22,7 @@ def main(job):
             Path(job.output.users),
             Path(job.output.recommendations),
             evaluation=job.params.stage["evaluation"],
+            label=job.params.stage["label"],
             # Asks for no GPU, so it cannot count on one.
             device="cpu" if job.config["device"] == "cpu" else "auto",
         )

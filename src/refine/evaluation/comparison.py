@@ -98,9 +98,9 @@ def compare(
         ComparisonError: the files do not score the same users.
     """
     first, second = UserMetrics.read(a), UserMetrics.read(b)
-    card = require_same_card({names[0]: first.card, names[1]: second.card})
     # Longest lists first, and the metrics in the order in which papers report them.
-    metrics = [f"{metric}@{k}" for k in sorted(card["k"], reverse=True) for metric in USER_METRICS]
+    ks = sorted(first.card["k"], reverse=True)
+    metrics = [f"{metric}@{k}" for k in ks for metric in USER_METRICS]
     compared = compare_users(first, second, metrics, evaluation=evaluation, names=names)
     write_json(
         {
@@ -113,7 +113,7 @@ def compare(
             "confidence": evaluation["confidence"],
             "bootstrap": {"resamples": evaluation["bootstrap"], "seed": evaluation["seed"]},
             "metrics": compared,
-            "card": card,
+            "card": first.card,
         },
         output,
     )
@@ -140,8 +140,10 @@ def compare_users(
         For each metric: both means, the difference, its interval and what tests say of it.
 
     Raises:
-        ComparisonError: the two do not score the same users.
+        CardError: the two were evaluated under different rules.
+        ComparisonError: they do not score the same users.
     """
+    require_same_card({names[0]: first.card, names[1]: second.card})
     if not np.array_equal(first.users, second.users):
         strangers = np.setxor1d(first.users, second.users)
         raise ComparisonError(

@@ -24,7 +24,6 @@ from refine.evaluation.card import CARD_METADATA, MODEL_METADATA, Card, evaluati
 from refine.evaluation.environment import environment
 from refine.evaluation.masks import masked_pairs
 from refine.evaluation.ranking import Ranking, RankingEvaluator
-from refine.models.catalogue import label
 from refine.models.registry import load_model
 from refine.tensors import read_tensors
 from refine.topk import NO_ITEM
@@ -45,6 +44,7 @@ def evaluate(
     recommendations: Path,
     *,
     evaluation: dict[str, Any],
+    label: str | None = None,
     device: str = "auto",
 ) -> None:
     """Ranks all items for every user and scores the lists on the held-out positives.
@@ -63,6 +63,7 @@ def evaluate(
             metadata holds the card and the model's name.
         recommendations: the Parquet file to write: the best items of each user.
         evaluation: settings ``k``, ``mask``, ``mask_validation`` and ``recommendations``.
+        label: how the model is called beside its numbers; as its file calls it, unless given.
         device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
@@ -93,13 +94,14 @@ def evaluate(
     user_ids = _by_code(users, "user").column("user_id").combine_chunks()
     catalogue = _by_code(items, "item")
     means = ranking.metrics()
-    name = label(trained.pop("model"))
-    write_table(_per_user(ranking, user_ids, card, name), per_user)
+    label = label or trained["model"]
+    write_table(_per_user(ranking, user_ids, card, label), per_user)
     write_table(
         recommendation_table(ranking, user_ids, catalogue, evaluation["recommendations"]),
         recommendations,
     )
-    head = {"model": name} | {key: trained.pop(key) for key in ("seed", "epoch") if key in trained}
+    head = {key: trained.pop(key) for key in ("model", "seed", "epoch") if key in trained}
+    head["model"] = label
     results = {"metrics": means, "card": card, "evaluated_on": environment(data.device)}
     write_json(head | results | trained, metrics)
     _logger.info(

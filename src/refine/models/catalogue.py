@@ -27,6 +27,9 @@ FITTED = {
 MODELS = TRAINED | FITTED
 """Every model that ``model.name`` may name."""
 
+REWEIGHTED = frozenset({"lightgcn", "bpr-mf"})
+"""Models whose negatives are drawn by the weights of Re-Weighted BPR; others draw their own."""
+
 RECONSTRUCTIONS = frozenset({"sigrec"})
 """Models of which neither equations nor code are public: ours is what we take them to be."""
 

@@ -1,6 +1,6 @@
 """Every experiment of a dataset in one table, each compared with the headline user by user."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,12 +11,11 @@ from scipy import stats
 from refine.artifacts import COMPARISON, replacing, write_table
 from refine.evaluation.card import Card
 from refine.evaluation.comparison import UserMetrics, compare_users
-from refine.reporting.table import Summary, Table, card_sentence, read_summaries
+from refine.evaluation.summary import HEADLINE
+from refine.reporting.table import Summary, Table, card_sentence, metric_name, read_summaries
 
 _TRAINING = ("warm_up", "mine_similar_items", "train", "fit")
 """The rules whose time is that of a run."""
-
-_METRICS = {"recall": "Recall", "ndcg": "NDCG"}
 
 _Row: TypeAlias = dict[str, Any]
 
@@ -53,7 +52,7 @@ def tabulate(
     """
     read = dict(zip(summaries, read_summaries(list(summaries.values())).values(), strict=True))
     card = read[headline]["card"]
-    metrics = [f"{name}@{k}" for k in sorted(card["k"], reverse=True) for name in _METRICS]
+    metrics = [f"{name}@{k}" for k in sorted(card["k"], reverse=True) for name in HEADLINE]
     first = UserMetrics.read(list(users[headline]))
     rows: list[_Row] = []
     for name, summary in read.items():
@@ -67,7 +66,9 @@ def tabulate(
     for metric in metrics:
         _adjust([row for row in rows if row["metric"] == metric and row["p"] is not None])
     write_table(pa.Table.from_pylist(rows, COMPARISON), table, COMPARISON)
-    drawn = _drawn(rows, metrics[: len(_METRICS)], headline, title, evaluation["confidence"], card)
+    shown = metrics[: len(HEADLINE)]
+    notes = [_how_to_read(headline, evaluation["confidence"], card), *_set_apart(read, shown)]
+    drawn = _drawn(rows, shown, headline, title, "\n\n".join(notes))
     with replacing(page) as unfinished:
         unfinished.write_text(drawn.markdown() + "\n", encoding="utf-8")
 
@@ -93,10 +94,18 @@ def _row(experiment: str, summary: Summary, metric: str) -> _Row:
 def _difference(compared: Mapping[str, Any] | None) -> _Row:
     """The difference from the headline; of the headline itself, None, there is nothing to test."""
     if compared is None:
-        return {"from_headline": 0.0, "low": None, "high": None, "p": None, "p_adjusted": None}
+        absent = ("low", "high", "p", "p_adjusted", "seeds_low", "seeds_high")
+        return {"from_headline": 0.0, **dict.fromkeys(absent)}
     low, high = compared["interval"] or (None, None)
-    p = compared["p_wilcoxon"]
-    return {"from_headline": compared["difference"], "low": low, "high": high, "p": p}
+    seeds_low, seeds_high = compared["over_seeds"]["interval"] or (None, None)
+    return {
+        "from_headline": compared["difference"],
+        "low": low,
+        "high": high,
+        "p": compared["p_wilcoxon"],
+        "seeds_low": seeds_low,
+        "seeds_high": seeds_high,
+    }
 
 
 def _adjust(rows: Sequence[_Row]) -> None:
@@ -106,18 +115,39 @@ def _adjust(rows: Sequence[_Row]) -> None:
             row["p_adjusted"] = float(p)
 
 
+def _how_to_read(headline: str, confidence: float, card: Card) -> str:
+    return (
+        "Means over seeds ± standard deviation; seconds are those of one training, or of a whole "
+        f"search. From {headline}: the mean over users of the paired difference, above 0 where the "
+        f"row is better, with its {100 * confidence:g}% bootstrap interval; p is that of "
+        "Wilcoxon's signed-rank test, adjusted for the number of experiments (Benjamini-Hochberg), "
+        "which the intervals are not. Both ask whether other users would show the difference; "
+        "whether another training would is for the standard deviations to say, and for the "
+        f"interval over seeds in comparison.parquet. {card_sentence(card)}"
+    )
+
+
+def _set_apart(summaries: Mapping[str, Summary], metrics: Sequence[str]) -> Iterator[str]:
+    """Published values that were measured under other rules, and so stand in no cell."""
+    for name, summary in summaries.items():
+        apart = (summary.get("published") or {}).get("not_comparable", {})
+        values = [
+            f"{metric_name(metric)} {apart[metric]:.4f}" for metric in metrics if metric in apart
+        ]
+        if values:
+            rules = ", ".join(
+                f"{key} {value}" for key, value in summary["published"]["measured_with"].items()
+            )
+            yield f"Published for {name} under other rules ({rules}): {', '.join(values)}."
+
+
 def _drawn(
-    rows: Sequence[_Row],
-    metrics: Sequence[str],
-    headline: str,
-    title: str,
-    confidence: float,
-    card: Card,
+    rows: Sequence[_Row], metrics: Sequence[str], headline: str, title: str, note: str
 ) -> Table:
     columns = ["Experiment", "Model", "Judge", "Seeds"]
     for metric in metrics:
-        name, _, k = metric.partition("@")
-        columns += [f"{_METRICS[name]}@{k}", "Published", "Difference", f"From {headline}", "p"]
+        columns += [metric_name(metric), "Published", "From published"]
+        columns += [f"From {headline}", "p (adjusted)"]
     cells = []
     for _, of_experiment in groupby(rows, key=lambda row: row["experiment"]):
         by_metric = {row["metric"]: row for row in of_experiment}
@@ -126,12 +156,6 @@ def _drawn(
         for metric in metrics:
             line += _cells(by_metric[metric])
         cells.append([*line, "" if any_row["seconds"] is None else f"{any_row['seconds']:.0f}"])
-    note = (
-        f"Means over seeds ± standard deviation. From {headline}: the mean over users of the "
-        f"paired difference, its {100 * confidence:g}% bootstrap interval, and the p-value of "
-        "Wilcoxon's signed-rank test, adjusted for the number of experiments (Benjamini-Hochberg). "
-        f"{card_sentence(card)}"
-    )
     return Table(title, [*columns, "Seconds a run"], cells, note, n_labels=3)
 
 

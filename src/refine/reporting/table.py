@@ -89,7 +89,7 @@ def result_table(summary: Summary) -> Table:
     shown = {name: row for name, row in summary["metrics"].items() if name.endswith(largest)}
     columns = ["Metric", "Mean", "SD", f"{level} interval"]
     rows = [
-        [_metric_name(name), _number(row["mean"]), _number(row["sd"]), _interval(row["interval"])]
+        [metric_name(name), _number(row["mean"]), _number(row["sd"]), _interval(row["interval"])]
         for name, row in shown.items()
     ]
     if any("published" in row for row in shown.values()):
@@ -118,7 +118,7 @@ def comparison_table(summaries: Sequence[Summary], metrics: Sequence[str] | None
         labels.append("model")
     columns = [*(label.capitalize() for label in labels), "Seeds"]
     for name in metrics:
-        columns += [f"{_metric_name(name)} ± SD", "published"]
+        columns += [f"{metric_name(name)} ± SD", "published"]
     rows = []
     for summary in summaries:
         row = [*(str(summary.get(label, MISSING)) for label in labels), str(len(summary["seeds"]))]
@@ -169,7 +169,8 @@ def _name(summary: Summary) -> str:
     return ", ".join(named) + (f" ({', '.join(made_by)})" if made_by else "")
 
 
-def _metric_name(name: str) -> str:
+def metric_name(name: str) -> str:
+    """A metric as people write it: ``recall@20`` is Recall@20."""
     metric, _, k = name.partition("@")
     return f"{_HEADERS.get(metric, metric.capitalize())}@{k}"
 
