@@ -13,6 +13,7 @@ from refine.artifacts import HISTORY, ArtifactError, read_json, write_json, writ
 from refine.evaluation.card import CardError
 from refine.evaluation.summary import summarise
 from refine.reporting.curve import draw_curves
+from refine.reporting.dots import draw_comparison
 from refine.reporting.table import main, read_summaries
 
 CARD: dict[str, Any] = {
@@ -163,3 +164,20 @@ def test_an_empty_history_is_refused(tmp_path: Path) -> None:
     write_table(HISTORY.empty_table(), empty, HISTORY)
     with pytest.raises(ArtifactError, match="has no epoch"):
         draw_curves({1: empty}, tmp_path / "curve.svg", title="")
+
+
+def test_a_chart_of_experiments_has_a_line_for_each(tmp_path: Path) -> None:
+    rows = [
+        {"experiment": name, "model": model, "metric": metric, "mean": mean, "sd": sd} | published
+        for name, model, mean, sd, published in (
+            ("refine", "lightgcn", 0.4, 0.01, {"published": 0.5}),
+            ("mine", "sigrec (a reconstruction)", 0.3, None, {"published": None}),
+        )
+        for metric in ("recall@20", "ndcg@20")
+    ]
+    for chart in (tmp_path / "a.svg", tmp_path / "b.svg"):
+        draw_comparison(rows, ["recall@20", "ndcg@20"], chart, title="Demo")
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    for text in ("Demo", "refine", "mine (a reconstruction)", "Recall@20", "NDCG@20"):
+        assert f">{text}</text>" in drawn
+    assert (tmp_path / "b.svg").read_text(encoding="utf-8") == drawn

@@ -66,10 +66,11 @@ class Runs:
         )
 
     def tabulate(self, headline: str = "refine") -> tuple[list[dict[str, Any]], str]:
-        table, page = self.folder / "comparison.parquet", self.folder / "comparison.md"
-        tabulate(
-            headline, self.summaries, self.users, table, page, title="Demo", evaluation=SETTINGS
+        table, page, chart = (
+            self.folder / f"comparison.{kind}" for kind in ("parquet", "md", "svg")
         )
+        written = (table, page, chart)
+        tabulate(headline, self.summaries, self.users, *written, title="Demo", evaluation=SETTINGS)
         return read_table(table, COMPARISON).to_pylist(), page.read_text(encoding="utf-8")
 
 

@@ -117,6 +117,7 @@ rule tabulate:
     output:
         table="results/{dataset}/comparison.parquet",
         page="results/{dataset}/comparison.md",
+        chart="results/{dataset}/comparison.svg",
     log:
         "logs/tabulate/{dataset}.log",
     benchmark:

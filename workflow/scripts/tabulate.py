@@ -19,6 +19,7 @@ def main(job):
             {name: [next(users) for _ in seeds] for name, seeds in stage["runs"]},
             Path(job.output.table),
             Path(job.output.page),
+            Path(job.output.chart),
             title=stage["title"],
             evaluation=stage["evaluation"],
         )

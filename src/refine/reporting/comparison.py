@@ -12,6 +12,7 @@ from refine.artifacts import COMPARISON, replacing, write_table
 from refine.evaluation.card import Card
 from refine.evaluation.comparison import UserMetrics, compare_users
 from refine.evaluation.summary import HEADLINE
+from refine.reporting.dots import draw_comparison
 from refine.reporting.table import Summary, Table, card_sentence, metric_name, read_summaries
 
 _TRAINING = ("warm_up", "mine_similar_items", "train", "fit")
@@ -26,11 +27,12 @@ def tabulate(
     users: Mapping[str, Sequence[Path]],
     table: Path,
     page: Path,
+    chart: Path,
     *,
     title: str,
     evaluation: Mapping[str, Any],
 ) -> None:
-    """Writes a table with a row an experiment and metric, and a page that shows the longest lists'.
+    """Writes a table with a row an experiment and metric; a page and a chart of the longest lists.
 
     Each user's metric is averaged over an experiment's seeds, and the differences from the headline
     experiment are tested (Wilcoxon's signed-rank test). The p-values of a metric are adjusted
@@ -42,7 +44,8 @@ def tabulate(
         users: users.parquet of each seed of each experiment.
         table: the Parquet file to write (COMPARISON).
         page: the Markdown file to write.
-        title: of the page.
+        chart: the SVG file to write.
+        title: of page and chart.
         evaluation: settings ``bootstrap`` (resamples), ``confidence`` and ``seed``.
 
     Raises:
@@ -71,6 +74,7 @@ def tabulate(
     drawn = _drawn(rows, shown, headline, title, "\n\n".join(notes))
     with replacing(page) as unfinished:
         unfinished.write_text(drawn.markdown() + "\n", encoding="utf-8")
+    draw_comparison(rows, shown, chart, title=title)
 
 
 def _row(experiment: str, summary: Summary, metric: str) -> _Row:

@@ -4,19 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from refine.artifacts import HISTORY, ArtifactError, read_table, replacing
+from refine.artifacts import HISTORY, ArtifactError, read_table
+from refine.reporting.svg import COLOURS, svg_figure
 
 _PANELS = {
     "loss": "Training loss",
     "recall@20": "Validation Recall@20",
     "ndcg@20": "Validation NDCG@20",
 }
-# Okabe and Ito's colours, which stay apart for colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def draw_curves(
@@ -38,9 +35,7 @@ def draw_curves(
         tables[seed] = read_table(path, HISTORY)
         if not tables[seed].num_rows:
             raise ArtifactError(f"{path}: has no epoch")
-    # Text stays text: small files, and fonts of the reader's choice. The salt fixes the ids.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "refine", "font.size": 9}):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    with svg_figure(output, 9.6, 3.2) as figure:
         figure.suptitle(title)
         for axes, (column, label) in zip(
             figure.subplots(1, len(_PANELS)), _PANELS.items(), strict=True
@@ -49,15 +44,13 @@ def draw_curves(
         line = "" if warmup_epochs is None else "; dashed line: the end of the warm-up"
         figure.supxlabel(f"dot: the epoch that is kept{line}", fontsize=8, color="0.4")
         figure.axes[0].legend(frameon=False, title="Seed")
-        with replacing(output) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 def _draw_panel(
     axes: Axes, tables: dict[int, pa.Table], column: str, label: str, warmup_epochs: int | None
 ) -> None:
     for place, (seed, table) in enumerate(tables.items()):
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour = COLOURS[place % len(COLOURS)]
         epochs, values = (table.column(name).to_numpy() for name in ("epoch", column))
         axes.plot(epochs, values, color=colour, linewidth=1.1, label=str(seed))
         if column != "loss":
