@@ -1,7 +1,8 @@
 """An autoencoder of 0/1 matrices most of whose rows are empty, at the cost of the others.
 
-Equal rows have the same code and the same reconstruction: these are computed once, and weighted by
-the number of such rows. That saves time and changes no result.
+Equal rows have the same code and the same reconstruction. So those of the empty rows are computed
+once and weighted by their number, and likewise those of the rows that have the same single entry;
+longer rows are not compared. That saves time and changes no result.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from refine.models.fusion import linear
 
 class DistinctRows(NamedTuple):
     """A 0/1 matrix X by its distinct rows, the last of which, and no other, is empty.
+
+    Equal rows of two or more entries may be here more than once.
 
     Attributes:
         of_row: which of the distinct rows each row of X is; int64 [rows of X].

@@ -16,6 +16,17 @@ Scorer: TypeAlias = Callable[[Tensor], Tensor]
 """Scores of all items for some users: int64 [b] -> floating point [b, items]."""
 
 
+def inner_product_scorer(embeddings: Tensor, n_users: int) -> Scorer:
+    """Scores by inner products of a user's and an item's embedding.
+
+    Args:
+        embeddings: users' rows first, [nodes, d]; kept, so no later update may change them.
+        n_users: number of users.
+    """
+    users, items = embeddings[:n_users], embeddings[n_users:]
+    return lambda block: users[block] @ items.T
+
+
 class Optimiser(Protocol):
     """What the training loop asks of an optimiser; those of PyTorch can do it.
 
@@ -35,7 +46,7 @@ class Optimiser(Protocol):
         """As of an optimiser of PyTorch."""
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Goes on from a state."""
+        """Goes on from a state, maybe in the tensors of that state."""
 
 
 def bounded(default: Any, **bounds: float) -> Any:

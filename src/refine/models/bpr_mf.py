@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from refine.models.base import bounded
 from refine.models.lightgcn import LightGCN, LightGCNHyperparameters
 
@@ -23,7 +21,3 @@ class MatrixFactorisation(LightGCN):
 
     hyperparameter_type = MatrixFactorisationHyperparameters
     hyperparameters: MatrixFactorisationHyperparameters
-
-    def propagated(self) -> Tensor:
-        """The embeddings: users' rows first; [nodes, own columns]."""
-        return self.embedding.clone()  # what is scored by shall not change in training

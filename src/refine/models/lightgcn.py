@@ -14,7 +14,13 @@ from refine import shards
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
 from refine.models.adam import Adam
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.bpr import bpr_loss
 from refine.sampling import NegativeSampler
 
@@ -96,9 +102,7 @@ class LightGCN(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """y_ui: inner products of the propagated embeddings."""
-        embeddings, n_users = shards.all_columns(self.propagated()), self.graph.n_users
-        users, items = embeddings[:n_users], embeddings[n_users:]
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(shards.all_columns(self.propagated()), self.graph.n_users)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:

@@ -15,8 +15,15 @@ from torch.nn import functional as F
 from refine.artifacts import FALSELY_IDENTIFIED, LABELS
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.signed import (
+    DEGREE_POWER,
     SignedBatch,
     UnratedSampler,
     sign_aware_loss,
@@ -26,7 +33,6 @@ from refine.models.signed import (
 )
 from refine.sampling import NegativeSampler
 
-_DEGREE_POWER = 0.75  # that unrated items are drawn by
 _WEIGHT_DECAY = 0.01
 _DROPS_AFTER, _DROP = (20, 200), 0.2  # epochs, and what the learning rate is multiplied by
 _OFFSET = 3.5  # between the stars of a dislike and of a like
@@ -69,7 +75,7 @@ class LSGRec(GradientRecommender):
         super().__init__(data, hyperparameters, generator)
         self.hyperparameters = hyperparameters
         self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, _DEGREE_POWER)
+        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.likes = BipartiteGraph(data.positives, data.n_users, data.n_items)
         self.dislikes = BipartiteGraph(data.confirmed, data.n_users, data.n_items)
 
@@ -171,8 +177,7 @@ class LSGRec(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """y_ui: inner products in Z_p."""
-        users, items = torch.split(self.liked(), [self.likes.n_users, self.likes.n_items])
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(self.liked(), self.likes.n_users)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:

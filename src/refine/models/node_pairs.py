@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from refine.graph import row_starts, weighted_sums
 
 
 class NodePairs(NamedTuple):
@@ -55,15 +58,7 @@ class NodePairs(NamedTuple):
 
     def multiply(self, values: Tensor, x: Tensor) -> Tensor:
         """Sum over the pairs of each a of value times row b of x: [nodes, d]."""
-        # Four times as fast on CPU as PyTorch's sparse matrix product (MKL).
-        return F.embedding_bag(
-            self.targets,
-            x,
-            self.starts,
-            mode="sum",
-            per_sample_weights=values,
-            include_last_offset=True,
-        )
+        return weighted_sums(self.starts, self.targets, values, x)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum of the values of the pairs of each a: [p] -> [nodes]."""
@@ -76,8 +71,7 @@ class NodePairs(NamedTuple):
     def reversed(self) -> tuple["NodePairs", Tensor]:
         """The pairs (b, a), ascending by b, and which pair each of them was: int64 [p]."""
         sources, order = torch.sort(self.targets, stable=True)
-        nodes = torch.arange(len(self.starts), dtype=sources.dtype, device=sources.device)
-        starts = torch.searchsorted(sources, nodes, out_int32=True)
+        starts = row_starts(sources, len(self.starts) - 1)
         return NodePairs(sources, self.sources.index_select(0, order), starts), order
 
 
@@ -94,9 +88,10 @@ class _InnerProducts(Function):
         return pairs.products(x, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, *pairs = ctx.saved_tensors
         forth = NodePairs(*pairs)
         back, order = forth.reversed()
-        of_x = forth.multiply(gradient, x)
-        return of_x.add_(back.multiply(gradient.index_select(0, order), x)), None
+        total = forth.multiply(gradient, x)
+        return total.add_(back.multiply(gradient.index_select(0, order), x)), None

@@ -15,11 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refine.data import Pairs, TrainingData
-from refine.graph import BipartiteGraph, Graph
+from refine.graph import BipartiteGraph, Graph, row_starts
 from refine.models.adam import Adam
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.fusion import MLP, AttentionFusion
 from refine.models.signed import (
+    DEGREE_POWER,
     SignedBatch,
     UnratedSampler,
     sign_aware_loss,
@@ -30,8 +37,6 @@ from refine.models.signed import (
 from refine.sampling import NegativeSampler
 
 _logger = logging.getLogger(__name__)
-
-_DEGREE_POWER = 0.75  # that unrated items are drawn by
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class PANEGNN(GradientRecommender):
         super().__init__(data, hyperparameters, generator)
         self.hyperparameters = hyperparameters
         self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, _DEGREE_POWER)
+        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.likes = BipartiteGraph(data.positives, data.n_users, data.n_items)
         self.dislikes = BipartiteGraph(data.confirmed, data.n_users, data.n_items)
 
@@ -172,29 +177,22 @@ class PANEGNN(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """Interest: inner products in Z_p; -inf if that in Z_n is above the filter's threshold."""
-        sizes = [self.likes.n_users, self.likes.n_items]
-        users, items = torch.split(self.interests(None), sizes)
-        above = self.hyperparameters.filter_above
+        n_users, above = self.likes.n_users, self.hyperparameters.filter_above
+        wanted = inner_product_scorer(self.interests(None), n_users)
         if above is None:
-            return lambda block: users[block] @ items.T
-        dislikers, disliked = torch.split(self.disinterests(self.dislikes), sizes)
+            return wanted
+        unwanted = inner_product_scorer(self.disinterests(self.dislikes), n_users)
         if not self._filter_is_logged:
             self._filter_is_logged = True
-            removed = sum(
-                (rows @ disliked.T > above).sum() for rows in torch.split(dislikers, 1024)
-            )
+            users = torch.arange(n_users, device=self.interest.device)
+            removed = sum((unwanted(block) > above).sum() for block in torch.split(users, 1024))
             _logger.info(
                 "the filter (disinterest above %g) removes %.1f of %d items a user on average",
                 above,
-                float(removed) / len(dislikers),
-                len(disliked),
+                float(removed) / n_users,
+                self.likes.n_items,
             )
-
-        def score(block: Tensor) -> Tensor:
-            removed = dislikers[block] @ disliked.T > above
-            return (users[block] @ items.T).masked_fill_(removed, -torch.inf)
-
-        return score
+        return lambda block: wanted(block).masked_fill_(unwanted(block) > above, -torch.inf)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
@@ -246,11 +244,9 @@ def thinned_graph(
     incoming = torch.bincount(targets, minlength=n_nodes)
     scale = torch.where(incoming > 0, incoming.double().rsqrt(), 0.0)
     weights = (scale[sources] * scale[targets]).to(torch.get_default_dtype())
-    numbers = torch.arange(n_nodes + 1, device=users.device)
 
     def rows_of(rows: Tensor, columns: Tensor, transposed: Graph | None = None) -> Graph:
         rows, order = rows.sort(stable=True)
-        starts = torch.searchsorted(rows, numbers)
-        return Graph(starts, columns[order], weights[order], transposed)
+        return Graph(row_starts(rows, n_nodes), columns[order], weights[order], transposed)
 
     return rows_of(targets, sources, transposed=rows_of(sources, targets))

@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from refine.data import Pairs, TrainingData
-from refine.graph import BipartiteGraph
+from refine.graph import BipartiteGraph, row_starts
 from refine.models.autoencoder import Autoencoder, DistinctRows, distinct_rows
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.signed import SignedPairs, signed_pairs
 from refine.sampling import NegativeSampler
 
@@ -93,11 +99,9 @@ class ReFINePP(GradientRecommender):
         self.of_users = Autoencoder(n_items, *widths, generator)
         self.of_items = Autoencoder(n_users, *widths, generator)
 
-    def propagated(self) -> tuple[Tensor, Tensor]:
-        """The users' and the items' rows of E = 1 / (K + 1) sum over k of A^k E0."""
-        embeddings = self.graph.propagate(self.embedding, self.hyperparameters.layers)
-        users, items = torch.split(embeddings, [self.graph.n_users, self.graph.n_items])
-        return users, items
+    def propagated(self) -> Tensor:
+        """E = 1 / (K + 1) sum over k of A^k E0: users' rows first; [nodes, d]."""
+        return self.graph.propagate(self.embedding, self.hyperparameters.layers)
 
     def batches(self, negatives: NegativeSampler, generator: torch.Generator) -> Iterator[Batch]:
         """All likes and dislikes together in random order."""
@@ -138,7 +142,7 @@ class ReFINePP(GradientRecommender):
         - Alignment: the mean square of E - H, of the users and of the items, where H are the
           autoencoders' codes.
         """
-        users, items = self.propagated()
+        users, items = torch.split(self.propagated(), [self.graph.n_users, self.graph.n_items])
         total = self._sampled_softmax(users, items, batch)
         for embeddings, autoencoder, x in (
             (users, self.of_users, batch.by_user),
@@ -176,13 +180,12 @@ class ReFINePP(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """y_ui: inner products of the propagated embeddings."""
-        users, items = self.propagated()
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(self.propagated(), self.graph.n_users)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:
         """The items' rows of E."""
-        return self.propagated()[1]
+        return self.propagated()[self.graph.n_users :]
 
 
 class SetSampler:
@@ -213,7 +216,7 @@ class SetSampler:
             )
         exponents = torch.full(users.shape, 1 / confirmed_weight, dtype=torch.float64)
         self._exponents = exponents.to(users.device).masked_fill_(liked, torch.inf)
-        self._starts = torch.searchsorted(users, torch.arange(n_users + 1, device=users.device))
+        self._starts = row_starts(users, n_users)
 
     def draw(self, users: Tensor, sizes: list[int], generator: torch.Generator) -> Iterator[Tensor]:
         """Draws a set for each entry of ``users``: item by item, by weight among those left.

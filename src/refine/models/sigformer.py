@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from refine.data import TrainingData
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.graph import row_starts
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.node_pairs import NodePairs, inner_products
 from refine.models.signed import UnratedSampler, signed_pairs
 from refine.models.spectral import low_eigenvectors
@@ -46,10 +54,11 @@ class SIGformerHyperparameters(Hyperparameters):
     """
 
     learning_rate: float = bounded(1e-2, exclusiveMinimum=0)
-    dimension: int = bounded(64, minimum=1)
+    # At least 2 of both: a single entry is 0 once it is normalised, and would count for nothing.
+    dimension: int = bounded(64, minimum=2)
     layers: int = bounded(3, minimum=0)
     hops: int = bounded(2, minimum=1, maximum=12)
-    eigenvectors: int = bounded(64, minimum=1)
+    eigenvectors: int = bounded(64, minimum=2)
     alpha: float = bounded(0.4, exclusiveMinimum=-1, exclusiveMaximum=1)
     beta: float = 0.0
     attention_limit: float = bounded(5.0, exclusiveMinimum=0)
@@ -83,8 +92,7 @@ class SIGformer(GradientRecommender):
         counted = weights != 0
         self.users, self.items = edges.users[counted], edges.items[counted]
         self.weights = weights[counted]
-        nodes = torch.arange(self.n_users + n_items + 1, dtype=torch.int32, device=data.device)
-        self.starts = torch.searchsorted(self.users, nodes, out_int32=True)
+        self.starts = row_starts(self.users, self.n_users + n_items)
         self.unrated = UnratedSampler(data, power=0)
 
         initial = torch.empty(self.n_users + n_items, hyperparameters.dimension, device=data.device)
@@ -149,9 +157,7 @@ class SIGformer(GradientRecommender):
 
     def scorer(self) -> Scorer:
         """s_ui: inner products of Z, with walks that are always the same."""
-        z = self._final()
-        users, items = z[: self.n_users], z[self.n_users :]
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(self._final(), self.n_users)
 
     def item_embeddings(self) -> Tensor:
         """The items' rows of Z."""
@@ -216,7 +222,9 @@ class _Attention(Function):
         return pairs.multiply((by_content + by_path).div_(2), y)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # What is called of_x here and below is the gradient of the loss with respect to x.
         y, path_scores, nearness, free, by_content, by_path, types, *pairs = ctx.saved_tensors
         forth = NodePairs(*pairs)
         back, order = forth.reversed()

@@ -16,6 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from refine.data import TrainingData
+from refine.graph import row_starts, weighted_sums
+
+DEGREE_POWER = 0.75
+"""Of an item's degree, that SiReN, PANE-GNN and LSGRec draw unrated items by."""
 
 _DRAWS_AT_ONCE = 2**20  # bounds the memory that unrated items are drawn in
 _WEIGHT_BITS = 30  # of the largest weight, where the sums of weights leave room for them
@@ -71,8 +75,7 @@ class UnratedSampler:
         ends = weights.cumsum(0)
         rated = weights[items]
         rated_before = torch.cat([rated.new_zeros(1), rated.cumsum(0)])  # of all users
-        first = torch.searchsorted(users, torch.arange(data.n_users + 1, device=data.device))
-        rated_so_far = rated_before[first]
+        rated_so_far = rated_before[row_starts(users, data.n_users)]
 
         self._ends = ends
         self._totals = ends[-1] - rated_so_far.diff()
@@ -249,19 +252,19 @@ class _Scores(Function):
     ) -> tuple[Tensor, None, None, None]:
         embeddings, users, items = ctx.saved_tensors
         of_users, of_items = embeddings[: ctx.n_users], embeddings[ctx.n_users :]
-        (b, k), device = items.shape, items.device
+        b, k = items.shape
         weights, codes = gradient.flatten(), items.flatten()
 
         # What each pair gives its user's row: it has its items side by side.
-        starts = torch.arange(0, b * k + 1, k, device=device)
-        of_pairs = _weighted_sums(of_items, codes, weights, starts)
+        starts = torch.arange(0, b * k + 1, k, device=items.device)
+        of_pairs = weighted_sums(starts, codes, weights, of_items)
         user_gradient = torch.zeros_like(of_users).index_add_(0, users, of_pairs)
 
         # What each item's row is given by the pairs' users: sorting puts them side by side.
         codes, order = codes.sort(stable=True)
-        starts = torch.searchsorted(codes, torch.arange(len(of_items) + 1, device=device))
+        starts = row_starts(codes, len(of_items))
         user_rows = of_users.index_select(0, users)
-        item_gradient = _weighted_sums(user_rows, order // k, weights[order], starts)
+        item_gradient = weighted_sums(starts, order // k, weights[order], user_rows)
 
         total = torch.cat([user_gradient, item_gradient])
         once = torch.ones_like(weights[:b])
@@ -269,15 +272,3 @@ class _Scores(Function):
         occurs = torch.cat([users_occur, starts.diff().to(total.dtype)])
         total.addcmul_(embeddings, (2 * norm_gradient * occurs).unsqueeze(1))
         return total, None, None, None
-
-
-def _weighted_sums(rows: Tensor, indices: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
-    """Sums of weights[p] rows[indices[p]] over the places p between two ``starts``."""
-    return F.embedding_bag(
-        indices,
-        rows,
-        starts,
-        mode="sum",
-        per_sample_weights=weights,
-        include_last_offset=True,
-    )

@@ -36,7 +36,13 @@ from torch.nn import functional as F
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
 from refine.models.adam import Adam
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.signed import (
     SignedBatch,
     SignedPairs,
@@ -181,8 +187,7 @@ class SiGRec(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """Cosines y_ui."""
-        users, items = torch.split(self.directions(), [self.likes.n_users, self.likes.n_items])
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(self.directions(), self.likes.n_users)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
 from refine.models.adam import Adam
-from refine.models.base import GradientRecommender, Hyperparameters, Scorer, bounded
+from refine.models.base import (
+    GradientRecommender,
+    Hyperparameters,
+    Scorer,
+    bounded,
+    inner_product_scorer,
+)
 from refine.models.fusion import MLP, AttentionFusion
 from refine.models.signed import (
+    DEGREE_POWER,
     SignedBatch,
     UnratedSampler,
     sign_aware_loss,
@@ -25,8 +32,6 @@ from refine.models.signed import (
     signed_scores,
 )
 from refine.sampling import NegativeSampler
-
-_DEGREE_POWER = 0.75  # that unrated items are drawn by
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class SiReN(GradientRecommender):
         super().__init__(data, hyperparameters, generator)
         self.hyperparameters = hyperparameters
         self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, _DEGREE_POWER)
+        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.graph = BipartiteGraph(data.positives, data.n_users, data.n_items)
         n_nodes, dimension = self.graph.n_nodes, hyperparameters.dimension
         self.embedding = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
@@ -109,8 +114,7 @@ class SiReN(GradientRecommender):
     @torch.no_grad()
     def scorer(self) -> Scorer:
         """y_ui: inner products in Z."""
-        users, items = torch.split(self.fused(None), [self.graph.n_users, self.graph.n_items])
-        return lambda block: users[block] @ items.T
+        return inner_product_scorer(self.fused(None), self.graph.n_users)
 
     @torch.no_grad()
     def item_embeddings(self) -> Tensor:

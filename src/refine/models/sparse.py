@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from refine.data import Pairs
+from refine.graph import row_starts, weighted_sums
 
 _BLOCK_CELLS = 2**22  # dense numbers held at once
 
@@ -32,8 +32,7 @@ class SparseMatrix:
         self.shape = shape
         self.rows, self.columns = entries.users.long(), entries.items.long()
         self.values = values
-        ends = torch.bincount(self.rows, minlength=shape[0]).cumsum(0)
-        self._starts = torch.cat([ends.new_zeros(1), ends])
+        self._starts = row_starts(self.rows, shape[0])
 
     def transposed(self) -> "SparseMatrix":
         """The same with rows and columns exchanged."""
@@ -54,14 +53,7 @@ class SparseMatrix:
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product with a dense matrix: [columns, d] -> [rows, d]."""
-        return F.embedding_bag(  # see ``BipartiteGraph.multiply``
-            self.columns,
-            x,
-            self._starts,
-            mode="sum",
-            per_sample_weights=self.values,
-            include_last_offset=True,
-        )
+        return weighted_sums(self._starts, self.columns, self.values, x)
 
     def gram(self) -> Iterator[tuple[Tensor, Tensor]]:
         """X^T X in blocks of rows, each summed up in the order of X's rows, whatever the blocks.

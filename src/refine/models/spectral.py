@@ -33,7 +33,8 @@ def low_eigenvectors(
         count: number of eigenvectors; or all of them, if there are fewer.
 
     Returns:
-        float64 [nodes, count], the same whenever called; the largest entry of each is positive.
+        float64 [nodes, count]; the largest entry of each is positive. The same whenever called with
+        the same number of BLAS threads, which add up in different orders.
     """
     n_nodes = n_users + n_items
     count = min(count, n_nodes)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from refine.graph import row_starts
 from refine.models.node_pairs import NodePairs
 from refine.models.signed import SignedPairs
 
@@ -45,9 +46,8 @@ class SignedWalks:
         self._sources = torch.cat([users_nodes, items_nodes[by_item]])
         self._targets = torch.cat([items_nodes, users_nodes[by_item]])
         self._likes = torch.cat([likes, likes[by_item]])
-        self._degrees = torch.bincount(self._sources, minlength=n_users + n_items)
-        starts = torch.cat([self._degrees.new_zeros(1), self._degrees.cumsum(0)]).int()
-        self._starts = starts[:-1]
+        starts = row_starts(self._sources, n_users + n_items)
+        self._starts, self._degrees = starts[:-1], starts.diff()
         self._pair_sources = self._sources.repeat_interleave(hops)
         self._pair_starts = starts * hops
         self._hops = hops

@@ -197,7 +197,8 @@ class Trainer:
     def restore(self, state: TrainingState) -> None:
         """Goes on from a state of the same model, data and kind of device."""
         self.model.load_state_dict(state.model)
-        self.optimiser.load_state_dict(state.optimiser)
+        # Optimisers, PyTorch's too, go on in the tensors that they are given: the state is kept.
+        self.optimiser.load_state_dict(copy.deepcopy(state.optimiser))
         self.generator.set_state(state.generator)
         self.best_weights = state.best_weights
         self.best_epoch = state.best_epoch

@@ -50,7 +50,9 @@ def run(stage: Callable[..., None], processes: int, log: Path, **arguments: Any)
         command = [sys.executable, "-m", *torchrun, "-m", __name__, str(order)]
         source = str(Path(__file__).resolve().parents[2])
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        # NumPy and SciPy have a BLAS of their own beside PyTorch's.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        environment = threads | {"PYTHONPATH": os.pathsep.join(paths)}
         with (
             # Its standard input ends with this process, even if that is killed.
             subprocess.Popen(  # noqa: S603
