@@ -8,7 +8,7 @@ import torch
 
 
 def choose_device(setting: str) -> torch.device:
-    """The device that ``training.device`` means on this machine.
+    """The device that ``device`` in the configuration means on this machine.
 
     Args:
         setting: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
@@ -17,11 +17,11 @@ def choose_device(setting: str) -> torch.device:
         ValueError: another setting, or ``cuda`` on a machine without a usable GPU.
     """
     if setting not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"training.device must be auto, cpu or cuda, not {setting!r}")
+        raise ValueError(f"device must be auto, cpu or cuda, not {setting!r}")
     available = torch.cuda.is_available()
     if setting == "cuda" and not available:
         raise ValueError(
-            "training.device is cuda, but PyTorch sees no GPU here: set it to auto or cpu, or "
+            "device is cuda, but PyTorch sees no GPU here: set it to auto or cpu, or "
             "install a CUDA build of PyTorch"
         )
     return torch.device("cuda" if available and setting != "cpu" else "cpu")

@@ -182,6 +182,9 @@ def test_what_is_of_too_much_disinterest_is_removed(caplog: pytest.LogCaptureFix
 
     block = torch.tensor([5, 2, 0])
     with caplog.at_level(logging.INFO):
+        model.scorer()
+        assert caplog.messages == []  # nothing is told of a model that is in training
+        model.load_state_dict(state)
         score = model.scorer()
         model.scorer()
     np.testing.assert_allclose(score(block).numpy(), expected[block], rtol=0, atol=1e-12)

@@ -5,7 +5,6 @@ dislike leads to, spread over the graph of likes in turn. Likes alone rank the i
 to train them. Loss, initialisation and optimiser are those of the released code.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,23 +14,15 @@ from torch.nn import functional as F
 from refine.artifacts import FALSELY_IDENTIFIED, LABELS
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
-from refine.models.base import (
-    GradientRecommender,
-    Hyperparameters,
-    Scorer,
-    bounded,
-    inner_product_scorer,
-)
+from refine.models.base import Scorer, bounded, inner_product_scorer
 from refine.models.signed import (
-    DEGREE_POWER,
     SignedBatch,
-    UnratedSampler,
+    SignedHyperparameters,
+    SignedRecommender,
     sign_aware_loss,
-    signed_batches,
-    signed_pairs,
     signed_scores,
+    user_and_item_table,
 )
-from refine.sampling import NegativeSampler
 
 _WEIGHT_DECAY = 0.01
 _DROPS_AFTER, _DROP = (20, 200), 0.2  # epochs, and what the learning rate is multiplied by
@@ -40,13 +31,12 @@ _FALSELY_IDENTIFIED_STARS = 4.5  # as in the labels that ReFINe released
 
 
 @dataclass(frozen=True)
-class LSGRecHyperparameters(Hyperparameters):
+class LSGRecHyperparameters(SignedHyperparameters):
     """Hyperparameters of LSGRec; the defaults are the release's for MovieLens 1M.
 
     Attributes:
         dimension: of the embeddings.
         layers: L, the number of convolutions.
-        negatives: K, how many unrated items are drawn for each rated one.
         broadcast_ratings: as released, a predicted rating is compared with every rating of the
             batch; False compares it with that of its own pair alone.
     """
@@ -56,11 +46,10 @@ class LSGRecHyperparameters(Hyperparameters):
     regularisation: float = bounded(5e-5, minimum=0)
     dimension: int = bounded(64, minimum=1)
     layers: int = bounded(2, minimum=1)
-    negatives: int = bounded(40, minimum=1)
     broadcast_ratings: bool = True
 
 
-class LSGRec(GradientRecommender):
+class LSGRec(SignedRecommender):
     """Embeddings of what users like and of what they dislike."""
 
     hyperparameter_type = LSGRecHyperparameters
@@ -73,9 +62,6 @@ class LSGRec(GradientRecommender):
         generator: torch.Generator,
     ) -> None:
         super().__init__(data, hyperparameters, generator)
-        self.hyperparameters = hyperparameters
-        self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.likes = BipartiteGraph(data.positives, data.n_users, data.n_items)
         self.dislikes = BipartiteGraph(data.confirmed, data.n_users, data.n_items)
 
@@ -85,16 +71,11 @@ class LSGRec(GradientRecommender):
         self.ratings = stars - _OFFSET
         self.rated = data.rated.users.long() * data.n_items + data.rated.items
 
-        def table() -> nn.Parameter:
-            rows = torch.empty(self.likes.n_nodes, hyperparameters.dimension, device=data.device)
-            nn.init.xavier_normal_(rows[: data.n_users], generator=generator)
-            nn.init.xavier_normal_(rows[data.n_users :], generator=generator)
-            return nn.Parameter(rows)
-
-        self.liking = table()
-        self.disliking = table()
+        dimension = hyperparameters.dimension
+        self.liking = user_and_item_table(data.n_users, data.n_items, dimension, generator)
+        self.disliking = user_and_item_table(data.n_users, data.n_items, dimension, generator)
         # A linear layer, and initialised as PyTorch does it.
-        width = 2 * hyperparameters.dimension
+        width = 2 * dimension
         self.rating_weights = nn.Parameter(torch.empty(width, device=data.device))
         self.rating_bias = nn.Parameter(torch.empty(1, device=data.device))
         for parameter in (self.rating_weights, self.rating_bias):
@@ -110,15 +91,6 @@ class LSGRec(GradientRecommender):
         share = 1 / (layers + 1)
         first = self.dislikes.polynomial(self.liking, [0, 1])
         return self.likes.polynomial(first, [share] * layers).add(self.disliking, alpha=share)
-
-    def batches(
-        self, negatives: NegativeSampler, generator: torch.Generator
-    ) -> Iterator[SignedBatch]:
-        """All likes and dislikes in random order, each with K unrated items."""
-        parameters = self.hyperparameters
-        return signed_batches(
-            self.pairs, self.sampler, parameters.negatives, parameters.batch_size, generator
-        )
 
     def loss(self, batch: SignedBatch) -> Tensor:
         """The sum, unweighted, of the following for a batch of b pairs.

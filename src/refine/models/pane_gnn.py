@@ -7,46 +7,36 @@ those of the code that its first author has released.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from refine.data import Pairs, TrainingData
 from refine.graph import BipartiteGraph, Graph, row_starts
 from refine.models.adam import Adam
-from refine.models.base import (
-    GradientRecommender,
-    Hyperparameters,
-    Scorer,
-    bounded,
-    inner_product_scorer,
-)
+from refine.models.base import Scorer, bounded, inner_product_scorer
 from refine.models.fusion import MLP, AttentionFusion
 from refine.models.signed import (
-    DEGREE_POWER,
     SignedBatch,
-    UnratedSampler,
+    SignedHyperparameters,
+    SignedRecommender,
     sign_aware_loss,
-    signed_batches,
-    signed_pairs,
     signed_scores,
+    user_and_item_table,
 )
-from refine.sampling import NegativeSampler
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PANEGNNHyperparameters(Hyperparameters):
+class PANEGNNHyperparameters(SignedHyperparameters):
     """Hyperparameters of PANE-GNN; the defaults are the release's for MovieLens 1M.
 
     Attributes:
         dimension: of the embeddings.
         layers: L, the number of convolutions.
-        negatives: how many unrated items are drawn for each rated one.
         temperature: tau of the contrast.
         drop_rate: share of the edges that the thinned graph lacks; each direction of an edge is
             dropped on its own.
@@ -61,7 +51,6 @@ class PANEGNNHyperparameters(Hyperparameters):
     regularisation: float = bounded(0.05, minimum=0)
     dimension: int = bounded(64, minimum=1)
     layers: int = bounded(4, minimum=0)
-    negatives: int = bounded(40, minimum=1)
     temperature: float = bounded(0.8, exclusiveMinimum=0)
     drop_rate: float = bounded(0.8, minimum=0, maximum=1)
     filter_above: float | None = 0.5
@@ -69,7 +58,7 @@ class PANEGNNHyperparameters(Hyperparameters):
     whole_batch_contrast: bool = True
 
 
-class PANEGNN(GradientRecommender):
+class PANEGNN(SignedRecommender):
     """Embeddings of what users are interested in, and of what they are not."""
 
     hyperparameter_type = PANEGNNHyperparameters
@@ -83,32 +72,31 @@ class PANEGNN(GradientRecommender):
         generator: torch.Generator,
     ) -> None:
         super().__init__(data, hyperparameters, generator)
-        self.hyperparameters = hyperparameters
-        self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.likes = BipartiteGraph(data.positives, data.n_users, data.n_items)
         self.dislikes = BipartiteGraph(data.confirmed, data.n_users, data.n_items)
 
-        n_nodes, dimension = self.likes.n_nodes, hyperparameters.dimension
-        self.interest = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
-        self.disinterest = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
-        for table in (self.interest, self.disinterest):
-            for rows in torch.split(table.detach(), [data.n_users, data.n_items]):
-                nn.init.xavier_normal_(rows, generator=generator)
-        self.mlp = MLP(n_nodes, dimension, generator)
+        dimension = hyperparameters.dimension
+        self.interest = user_and_item_table(data.n_users, data.n_items, dimension, generator)
+        self.disinterest = user_and_item_table(data.n_users, data.n_items, dimension, generator)
+        self.mlp = MLP(self.likes.n_nodes, dimension, generator)
         self.fusion = AttentionFusion(dimension, generator)
         self._edges = data.confirmed
         # The graph of one training is always the same: the seed goes with the parameters.
         seed = torch.randint(2**63 - 1, (), generator=generator, device=data.device)
         self.register_buffer("thinning_seed", seed)
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            PANEGNN._thin
+            PANEGNN._loaded
         )
         self._thin()
-        self._filter_is_logged = False
+        self._filter_to_tell = False
 
-    def _thin(self, *_: object) -> None:
-        """Draws the thinned graph; also called when a state has been loaded."""
+    def _loaded(self, *_: object) -> None:
+        """Called when a state has been loaded."""
+        self._thin()
+        self._filter_to_tell = True
+
+    def _thin(self) -> None:
+        """Draws the thinned graph."""
         generator = torch.Generator(self.thinning_seed.device)
         self.thinned = thinned_graph(
             self._edges,
@@ -131,15 +119,6 @@ class PANEGNN(GradientRecommender):
     def disinterests(self, graph: Graph) -> Tensor:
         """Z_n over the graph of dislikes, or Z_n' over the thinned one; [nodes, d]."""
         return graph.propagate(self.disinterest, self.hyperparameters.layers)
-
-    def batches(
-        self, negatives: NegativeSampler, generator: torch.Generator
-    ) -> Iterator[SignedBatch]:
-        """All likes and dislikes in random order, each with unrated items."""
-        parameters = self.hyperparameters
-        return signed_batches(
-            self.pairs, self.sampler, parameters.negatives, parameters.batch_size, generator
-        )
 
     def loss(self, batch: SignedBatch) -> Tensor:
         """The sum, unweighted, of the following for a batch of b pairs.
@@ -182,8 +161,8 @@ class PANEGNN(GradientRecommender):
         if above is None:
             return wanted
         unwanted = inner_product_scorer(self.disinterests(self.dislikes), n_users)
-        if not self._filter_is_logged:
-            self._filter_is_logged = True
+        if self._filter_to_tell:  # of what was trained: in its first epochs a model filters nothing
+            self._filter_to_tell = False
             users = torch.arange(n_users, device=self.interest.device)
             removed = sum((unwanted(block) > above).sum() for block in torch.split(users, 1024))
             _logger.info(

@@ -7,20 +7,21 @@ above all; PANE-GNN and LSGRec do as well.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from refine.data import TrainingData
 from refine.graph import row_starts, weighted_sums
+from refine.models.base import GradientRecommender, Hyperparameters, bounded
+from refine.sampling import NegativeSampler
 
-DEGREE_POWER = 0.75
-"""Of an item's degree, that SiReN, PANE-GNN and LSGRec draw unrated items by."""
-
+_DEGREE_POWER = 0.75  # unrated items are drawn by their degree to this power
 _DRAWS_AT_ONCE = 2**20  # bounds the memory that unrated items are drawn in
 _WEIGHT_BITS = 30  # of the largest weight, where the sums of weights leave room for them
 
@@ -181,6 +182,48 @@ def signed_batches(
                 negatives[some],
                 seeds[(first + start) // batch_size],
             )
+
+
+@dataclass(frozen=True)
+class SignedHyperparameters(Hyperparameters):
+    """Hyperparameters of every ``SignedRecommender``.
+
+    Attributes:
+        negatives: how many unrated items are drawn for each rated one.
+    """
+
+    negatives: int = bounded(40, minimum=1)
+
+
+class SignedRecommender(GradientRecommender):
+    """A model that is trained as SiReN is: on every like and dislike, against unrated items."""
+
+    hyperparameters: SignedHyperparameters
+
+    def __init__(
+        self, data: TrainingData, hyperparameters: SignedHyperparameters, generator: torch.Generator
+    ) -> None:
+        super().__init__(data, hyperparameters, generator)
+        self.hyperparameters = hyperparameters
+        self._pairs = signed_pairs(data)
+        self._unrated = UnratedSampler(data, _DEGREE_POWER)
+
+    def batches(
+        self, negatives: NegativeSampler, generator: torch.Generator
+    ) -> Iterator[SignedBatch]:
+        """All likes and dislikes in random order, each with unrated items."""
+        k, batch_size = self.hyperparameters.negatives, self.hyperparameters.batch_size
+        return signed_batches(self._pairs, self._unrated, k, batch_size, generator)
+
+
+def user_and_item_table(
+    n_users: int, n_items: int, dimension: int, generator: torch.Generator
+) -> nn.Parameter:
+    """Embeddings of users and items, Xavier-normal as two tables would be; users' rows first."""
+    table = torch.empty(n_users + n_items, dimension, device=generator.device)
+    for rows in torch.split(table, [n_users, n_items]):
+        nn.init.xavier_normal_(rows, generator=generator)
+    return nn.Parameter(table)
 
 
 class SignedScores(NamedTuple):

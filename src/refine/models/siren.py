@@ -5,7 +5,6 @@ graph, and attention mixes the two. Dislikes act through the loss alone. Loss an
 of the last release; its sums are not divided by the size of the batch.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,34 +13,24 @@ from torch import Tensor, nn
 from refine.data import TrainingData
 from refine.graph import BipartiteGraph
 from refine.models.adam import Adam
-from refine.models.base import (
-    GradientRecommender,
-    Hyperparameters,
-    Scorer,
-    bounded,
-    inner_product_scorer,
-)
+from refine.models.base import Scorer, bounded, inner_product_scorer
 from refine.models.fusion import MLP, AttentionFusion
 from refine.models.signed import (
-    DEGREE_POWER,
     SignedBatch,
-    UnratedSampler,
+    SignedHyperparameters,
+    SignedRecommender,
     sign_aware_loss,
-    signed_batches,
-    signed_pairs,
     signed_scores,
 )
-from refine.sampling import NegativeSampler
 
 
 @dataclass(frozen=True)
-class SiReNHyperparameters(Hyperparameters):
+class SiReNHyperparameters(SignedHyperparameters):
     """Hyperparameters of SiReN; the defaults are the release's for MovieLens 1M.
 
     Attributes:
         dimension: of the embeddings.
         layers: L, the number of convolutions.
-        negatives: how many unrated items are drawn for each rated one.
         dislike_factor: c of a disliked pair. 2 puts it above unrated items, if by less than a liked
             one; -1, as in the first release, below them.
     """
@@ -50,11 +39,10 @@ class SiReNHyperparameters(Hyperparameters):
     regularisation: float = bounded(0.05, minimum=0)
     dimension: int = bounded(64, minimum=1)
     layers: int = bounded(4, minimum=0)
-    negatives: int = bounded(40, minimum=1)
     dislike_factor: float = 2.0
 
 
-class SiReN(GradientRecommender):
+class SiReN(SignedRecommender):
     """Embeddings smoothed over the graph of likes, mixed with embeddings without a graph."""
 
     hyperparameter_type = SiReNHyperparameters
@@ -67,9 +55,6 @@ class SiReN(GradientRecommender):
         generator: torch.Generator,
     ) -> None:
         super().__init__(data, hyperparameters, generator)
-        self.hyperparameters = hyperparameters
-        self.pairs = signed_pairs(data)
-        self.sampler = UnratedSampler(data, DEGREE_POWER)
         self.graph = BipartiteGraph(data.positives, data.n_users, data.n_items)
         n_nodes, dimension = self.graph.n_nodes, hyperparameters.dimension
         self.embedding = nn.Parameter(torch.empty(n_nodes, dimension, device=data.device))
@@ -86,15 +71,6 @@ class SiReN(GradientRecommender):
         propagated = self.graph.propagate(self.embedding, self.hyperparameters.layers)
         fused: Tensor = self.fusion(propagated, self.mlp(generator), generator)
         return fused
-
-    def batches(
-        self, negatives: NegativeSampler, generator: torch.Generator
-    ) -> Iterator[SignedBatch]:
-        """All likes and dislikes in random order, each with unrated items."""
-        parameters = self.hyperparameters
-        return signed_batches(
-            self.pairs, self.sampler, parameters.negatives, parameters.batch_size, generator
-        )
 
     def loss(self, batch: SignedBatch) -> Tensor:
         """Sum of -ln sigmoid(c y_ui - y_uj), plus lambda times the squared norms of Z's rows.
