@@ -150,8 +150,7 @@ def _drawn(
 ) -> Table:
     columns = ["Experiment", "Model", "Judge", "Seeds"]
     for metric in metrics:
-        columns += [metric_name(metric), "Published", "From published"]
-        columns += [f"From {headline}", "p (adjusted)"]
+        columns += [metric_name(metric), "Published (difference)", f"From {headline}"]
     cells = []
     for _, of_experiment in groupby(rows, key=lambda row: row["experiment"]):
         by_metric = {row["metric"]: row for row in of_experiment}
@@ -164,12 +163,13 @@ def _drawn(
 
 
 def _cells(row: _Row) -> list[str]:
-    spread = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
-    published = ["", ""]
+    """A metric's mean, the published value, and how far the row is from the headline."""
+    mean = f"{row['mean']:.4f}" + ("" if row["sd"] is None else f" ± {row['sd']:.4f}")
+    published = difference = ""
     if row["published"] is not None:
-        published = [f"{row['published']:.4f}", f"{row['from_published']:+.4f}"]
-    if row["p"] is None:
-        return [f"{row['mean']:.4f}{spread}", *published, "", ""]
-    ends = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
-    p = "< .001" if row["p_adjusted"] < 0.001 else f"{row['p_adjusted']:.3f}"
-    return [f"{row['mean']:.4f}{spread}", *published, f"{row['from_headline']:+.4f}{ends}", p]
+        published = f"{row['published']:.4f} ({row['from_published']:+.4f})"
+    if row["p"] is not None:
+        ends = "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
+        p = "p < .001" if row["p_adjusted"] < 0.001 else f"p = {row['p_adjusted']:.3f}"
+        difference = f"{row['from_headline']:+.4f}{ends}, {p}"
+    return [mean, published, difference]
