@@ -1,11 +1,11 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from refine.models.autoencoder import Autoencoder, DistinctRows, distinct_rows
+
+pytestmark = pytest.mark.usefixtures("_double")
 
 N_ROWS, N_COLUMNS, HIDDEN, DIMENSION = 8, 10, 7, 3
 
@@ -16,13 +16,6 @@ MATRIX[5, 9] = 1
 MATRIX[[0, 0, 3, 3], [2, 7, 2, 7]] = 1
 EMPTY = torch.zeros_like(MATRIX)
 FULL = torch.ones_like(MATRIX)
-
-
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def split(*matrices: Tensor) -> list[DistinctRows]:

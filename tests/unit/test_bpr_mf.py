@@ -11,13 +11,6 @@ PARAMETERS = MatrixFactorisationHyperparameters(regularisation=0.3, dimension=5)
 TRIPLES = [(0, 3, 6), (1, 0, 3), (1, 2, 9), (4, 5, 6)]
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def new_model() -> MatrixFactorisation:
     data = data_of(random_labels(1, N_USERS, N_ITEMS))
     return MatrixFactorisation(data, PARAMETERS, torch.Generator().manual_seed(0))

@@ -7,13 +7,6 @@ from refine.models.fusion import MLP, AttentionFusion, dropout, linear
 N_NODES, DIMENSION = 9, 4
 
 
-@pytest.fixture
-def _double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def generator(seed: int = 1) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

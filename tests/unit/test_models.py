@@ -12,11 +12,12 @@ from training_data import planted, settings
 from refine.data import Pairs, TrainingData
 from refine.evaluation.masks import masked_pairs
 from refine.evaluation.ranking import RankingEvaluator
-from refine.models.base import FittedRecommender, GradientRecommender, Recommender
+from refine.models.base import FittedRecommender, GradientRecommender, Recommender, Scorer
 from refine.models.catalogue import FITTED, MODELS, TRAINED, module_of
 from refine.models.registry import build_model, hyperparameters, load_model, save_model
 from refine.training.loop import Trainer
 from refine.training.setup import new_trainer
+from refine.training.state import TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ def trained(name: str, data: TrainingData, epochs: int, seed: int = 1) -> Recomm
     return trainer.model
 
 
-def recall(model: Recommender, data: TrainingData) -> float:
+def recall(scorer: Scorer, data: TrainingData) -> float:
     evaluate = RankingEvaluator(
         mask=masked_pairs(data, "rated", mask_validation=False),
         targets=data.validation,
@@ -65,7 +66,17 @@ def recall(model: Recommender, data: TrainingData) -> float:
         ks=[20],
         device=data.device,
     )
-    return evaluate(model.scorer()).means()["recall@20"]
+    return evaluate(scorer).means()["recall@20"]
+
+
+def recall_by_chance(data: TrainingData) -> float:
+    """Of ten rankings at random, since one of so few users may be a lucky one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def guess(users: torch.Tensor) -> torch.Tensor:
+        return torch.rand(len(users), data.n_items, generator=generator)
+
+    return sum(recall(guess, data) for _ in range(10)) / 10
 
 
 def scores(model: Recommender, data: TrainingData) -> torch.Tensor:
@@ -80,16 +91,34 @@ def test_the_catalogue_names_classes_of_the_right_kind(data: TrainingData) -> No
         assert type(model).__module__ == module_of(name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+def test_what_is_popular_is_better_than_a_guess(data: TrainingData) -> None:
+    popularity = recall(trained("popularity", data, 0).scorer(), data)
+    assert popularity > recall_by_chance(data) + 0.07
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "popularity"])
 def test_it_learns(name: str, data: TrainingData) -> None:
     """The items of a user's own group are liked, popular ones a little more: recall tells."""
-    popularity = recall(trained("popularity", data, 0), data)
-    reached = recall(trained(name, data, 12), data)
-    if name == "popularity":
-        return
+    popularity = recall(trained("popularity", data, 0).scorer(), data)
+    reached = recall(trained(name, data, 12).scorer(), data)
     assert reached > popularity + 0.15
     if name in TRAINED:
-        assert reached > recall(trained(name, data, 0), data) + 0.15
+        assert reached > recall(trained(name, data, 0).scorer(), data) + 0.15
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_trains_every_parameter(name: str, data: TrainingData) -> None:
+    """The optimiser has it, and the loss reaches it: decay alone would move it, too."""
+    trainer = new_trainer(data, chosen(name), 1)
+    model = trainer.model
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    model.loss(next(iter(model.batches(trainer.negatives, trainer.generator)))).backward()
+    trainer.optimiser.step()
+    for key, parameter in model.named_parameters():
+        assert parameter.requires_grad, key
+        assert parameter.grad is not None, key
+        assert bool(parameter.grad.any()), key
+        assert not torch.equal(parameter, before[key]), key
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -136,9 +165,28 @@ def test_an_epoch_that_was_broken_off_goes_on_to_the_same_bytes(
         assert torch.equal(resumed.model.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_state_can_be_gone_on_from_twice(name: str, data: TrainingData, tmp_path: Path) -> None:
+    def saved(state: TrainingState) -> bytes:
+        state.save(tmp_path / "state.safetensors", {})
+        return (tmp_path / "state.safetensors").read_bytes()
+
+    trainer = new_trainer(data, chosen(name), 1)
+    trainer.train(until=1)
+    state = trainer.state()
+    before, after = saved(state), []
+    for seed in (2, 3):
+        resumed = new_trainer(data, chosen(name), seed)
+        resumed.restore(state)
+        resumed.train(until=2)
+        after.append(saved(resumed.state()))
+        assert saved(state) == before
+    assert after[0] == after[1] != before
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "sigformer"])
 def test_other_codes_for_users_and_items_change_nothing(name: str, data: TrainingData) -> None:
-    """SIGformer's walks are drawn by code: its own tests compare expectations."""
+    """SIGformer's walks are drawn by code: its own test compares means over many of them."""
     users = torch.randperm(N_USERS, generator=torch.Generator().manual_seed(5))
     items = torch.randperm(N_ITEMS, generator=torch.Generator().manual_seed(6))
     renamed = rename(data, users, items)

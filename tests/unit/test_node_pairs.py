@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operations import Operations
 
 from refine.models.node_pairs import NodePairs, inner_products
 
@@ -78,21 +78,6 @@ def test_products_hold_no_row_per_pair() -> None:
     starts = torch.arange(n + 1, dtype=torch.int32) * (p // n)
     pairs = NodePairs(sources, torch.arange(p, dtype=torch.int32) % n, starts)
     x = torch.randn(n, d, requires_grad=True)
-    with LargestTensor() as largest:
+    with Operations() as operations:
         inner_products(x, pairs).sum().backward()
-    assert p <= largest.numbers < p * d / 10
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
-                self.numbers = max(self.numbers, tensor.numel())
-        return out
+    assert p <= operations.largest < p * d / 10

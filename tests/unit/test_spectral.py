@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from oracles import normalised_adjacency
 from training_data import data_of, random_labels
 
 from refine.models.signed import SignedPairs, signed_pairs
@@ -15,13 +16,8 @@ def some_edges(n_users: int, n_items: int) -> SignedPairs:
 
 def laplacian(edges: SignedPairs, n_users: int, n_items: int, alpha: float) -> np.ndarray:
     def of_sign(sign: int) -> np.ndarray:
-        n = n_users + n_items
-        adjacency = np.zeros((n, n))
-        for u, i, s in zip(*(part.tolist() for part in edges), strict=True):
-            if s == sign:
-                adjacency[u, n_users + i] = adjacency[n_users + i, u] = 1
-        degrees = np.maximum(adjacency.sum(1), 1)
-        return np.eye(n) - adjacency / np.sqrt(np.outer(degrees, degrees))
+        pairs = edges.users[edges.signs == sign], edges.items[edges.signs == sign]
+        return np.eye(n_users + n_items) - normalised_adjacency((n_users, n_items), pairs)
 
     return (of_sign(1) + alpha * of_sign(-1)) / (1 + alpha)
 
