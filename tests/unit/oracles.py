@@ -1,7 +1,8 @@
-"""Graphs as dense matrices, which the sparse ones of the package are compared with."""
+"""Dense matrices in place of graphs, and distributions, to compare the package with."""
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from torch import Tensor
 
 Matrix = npt.NDArray[np.float64]
@@ -29,3 +30,11 @@ def smoothing(matrix: Matrix, layers: int) -> Matrix:
     """The mean of its powers, from 0 to ``layers``: what LightGCN multiplies embeddings by."""
     mean: Matrix = np.mean([np.linalg.matrix_power(matrix, k) for k in range(layers + 1)], axis=0)
     return mean
+
+
+def assert_xavier_normal(matrix: Tensor) -> None:
+    """Deviation and extremes are those of N(0, 2 / (rows + columns)), not those of a uniform."""
+    deviation = (2 / sum(matrix.shape)) ** 0.5
+    matrix = matrix.detach()
+    assert matrix.std().item() == pytest.approx(deviation, rel=0.05)
+    assert matrix.abs().max().item() > 2.5 * deviation  # a uniform one ends at 1.73 of it

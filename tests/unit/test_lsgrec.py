@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracles import normalised_adjacency
+from oracles import assert_xavier_normal, normalised_adjacency
 from training_data import UNRATED, data_of, planted, random_labels
 
 from refine.artifacts import CONFIRMED, FALSELY_IDENTIFIED, LABELS, POSITIVE, UNDECIDED
@@ -167,14 +167,25 @@ def test_the_optimiser_decays_weights_apart_from_the_gradient() -> None:
         torch.testing.assert_close(new.detach(), old * (1 - 0.01 * 0.01) - 0.01 * step)
 
 
+def test_the_defaults_are_those_of_the_release() -> None:
+    assert LSGRecHyperparameters() == LSGRecHyperparameters(
+        batch_size=2048,
+        learning_rate=0.0005,
+        regularisation=0.00005,
+        dimension=64,
+        layers=2,
+        negatives=40,
+        broadcast_ratings=True,
+    )
+
+
 def test_initial_tables_are_xavier_normal_by_users_and_items() -> None:
     data = planted(n_users=300, n_items=60)
     model = LSGRec(data, LSGRecHyperparameters(), torch.Generator().manual_seed(0))
     assert not torch.equal(model.liking, model.disliking)
     for table in (model.liking, model.disliking):
         for rows in (table[:300], table[300:]):
-            expected = (2 / (len(rows) + 64)) ** 0.5
-            assert float(rows.detach().std()) == pytest.approx(expected, rel=0.03)
+            assert_xavier_normal(rows)
     head = torch.cat([model.rating_weights, model.rating_bias]).abs()
     assert head.shape == (129,)
     assert 0.08 < float(head.detach().max()) <= 128**-0.5

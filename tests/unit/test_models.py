@@ -15,6 +15,8 @@ from refine.evaluation.ranking import RankingEvaluator
 from refine.models.base import FittedRecommender, GradientRecommender, Recommender, Scorer
 from refine.models.catalogue import FITTED, MODELS, TRAINED, module_of
 from refine.models.registry import build_model, hyperparameters, load_model, save_model
+from refine.models.signed import UnratedSampler, signed_batches, signed_pairs
+from refine.sampling import NegativeSampler, SamplingSettings
 from refine.training.loop import Trainer
 from refine.training.setup import new_trainer
 from refine.training.state import TrainingState
@@ -119,6 +121,18 @@ def test_a_step_trains_every_parameter(name: str, data: TrainingData) -> None:
         assert parameter.grad is not None, key
         assert bool(parameter.grad.any()), key
         assert not torch.equal(parameter, before[key]), key
+
+
+@pytest.mark.parametrize("name", ["siren", "pane-gnn", "lsgrec"])
+def test_unrated_items_are_drawn_by_degree_to_the_power_of_three_quarters(
+    name: str, data: TrainingData
+) -> None:
+    model = new_trainer(data, chosen(name), 1).model
+    pairs, sampler, generator = signed_pairs(data), UnratedSampler(data, 0.75), torch.Generator()
+    expected = next(signed_batches(pairs, sampler, 40, 256, generator.manual_seed(5)))
+    uniform = NegativeSampler(data, SamplingSettings(reweight=False))
+    found = next(iter(model.batches(uniform, torch.Generator().manual_seed(5))))
+    assert torch.equal(found.negatives, expected.negatives)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracles import smoothing
+from oracles import assert_xavier_normal, smoothing
 from test_siren import N_ITEMS, N_USERS, reference_fused, small_data, smoothed
+from training_data import planted
 
 from refine.graph import BipartiteGraph
 from refine.models.pane_gnn import (
@@ -200,12 +201,11 @@ def test_the_filter_can_be_switched_off() -> None:
 
 
 def test_tables_are_xavier_normal_users_and_items_apart() -> None:
-    wide = replace(PARAMETERS, dimension=2000)
-    model = PANEGNN(small_data(), wide, torch.Generator().manual_seed(0))
+    data = planted(n_users=300, n_items=60)
+    model = PANEGNN(data, PANEGNNHyperparameters(), torch.Generator().manual_seed(0))
     for table in (model.interest, model.disinterest):
-        for rows in torch.split(table, [N_USERS, N_ITEMS]):
-            expected = (2 / (len(rows) + 2000)) ** 0.5
-            assert rows.std().item() == pytest.approx(expected, rel=0.02)
+        for rows in torch.split(table, [300, 60]):
+            assert_xavier_normal(rows)
 
 
 def test_the_thinned_graph_is_drawn_by_seed_and_restored_with_the_parameters() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from oracles import normalised_adjacency, smoothing
+from oracles import assert_xavier_normal, normalised_adjacency, smoothing
 from training_data import UNRATED, data_of, random_labels
 
 from refine.artifacts import CONFIRMED, LABELS
@@ -131,7 +131,7 @@ def test_the_defaults_are_those_of_the_release() -> None:
 def test_the_embeddings_are_xavier_normal_and_all_parameters_are_trained() -> None:
     data = small_data()
     wide = SiReN(data, SiReNHyperparameters(dimension=2000), torch.Generator().manual_seed(0))
-    assert wide.embedding.std().item() == pytest.approx((2 / 2018) ** 0.5, rel=0.02)
+    assert_xavier_normal(wide.embedding)
     model = new_model()
     assert {name for name, _ in model.named_parameters()} == set(model.state_dict())
     model.loss(a_batch(model)).backward()
