@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pipeline import Pipeline, copy_of_code
 
@@ -31,11 +33,13 @@ STAGES = {
     "warm_up": [f"{RUN}/warmup.safetensors"],
     "mine_similar_items": [f"{RUN}/similar_items.parquet"],
     "train": [f"{RUN}/model.safetensors", f"{RUN}/history.parquet"],
+    "fit": [f"{DEMO}/ease/seed2024/model.safetensors"],
     "evaluate": [f"{RUN}/metrics.json", f"{RUN}/users.parquet", f"{RUN}/recommendations.parquet"],
     "summarise": [f"{DEMO}/lightgcn/metrics.json"],
     "headline": [f"{DEMO}/metrics.json"],
     "compare": [f"{DEMO}/compare/lightgcn-vs-refine.json"],
     "draw_curves": [f"{DEMO}/refine/training.svg"],
+    "tabulate": [f"{DEMO}/comparison.{kind}" for kind in ("parquet", "md", "svg")],
 }
 
 
@@ -113,11 +117,19 @@ def contents(pipeline: Pipeline) -> dict[str, str]:
     for folder in ("results", "resources"):
         for path in sorted((pipeline.folder / folder).rglob("*")):
             if path.is_file():
-                content = path.read_bytes()
-                if path.name == "metrics.json":
-                    metrics = json.loads(content)
-                    metrics.pop("wall_time", None)
-                    content = json.dumps(metrics).encode()
                 name = str(path.relative_to(pipeline.folder))
-                digests[name] = hashlib.sha256(content).hexdigest()
+                digests[name] = hashlib.sha256(without_times(path)).hexdigest()
     return digests
+
+
+def without_times(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.name == "metrics.json":
+        metrics = json.loads(content)
+        metrics.pop("wall_time", None)
+        return json.dumps(metrics).encode()
+    if path.name == "comparison.parquet":
+        return repr(pq.read_table(path).drop_columns(["seconds"]).to_pylist()).encode()
+    if path.name == "comparison.md":
+        return re.sub(rb" \d+ \|$", b"", content, flags=re.MULTILINE)
+    return content
