@@ -10,15 +10,13 @@ import yaml
 from training_data import planted, settings
 
 from refine.data import Pairs, TrainingData
-from refine.evaluation.masks import masked_pairs
-from refine.evaluation.ranking import RankingEvaluator
 from refine.models.base import FittedRecommender, GradientRecommender, Recommender, Scorer
 from refine.models.catalogue import FITTED, MODELS, TRAINED, module_of
 from refine.models.registry import build_model, hyperparameters, load_model, save_model
 from refine.models.signed import UnratedSampler, signed_batches, signed_pairs
 from refine.sampling import NegativeSampler, SamplingSettings
 from refine.training.loop import Trainer
-from refine.training.setup import new_trainer
+from refine.training.setup import new_trainer, validation_evaluator
 from refine.training.state import TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,15 +58,7 @@ def trained(name: str, data: TrainingData, epochs: int, seed: int = 1) -> Recomm
 
 
 def recall(scorer: Scorer, data: TrainingData) -> float:
-    evaluate = RankingEvaluator(
-        mask=masked_pairs(data, "rated", mask_validation=False),
-        targets=data.validation,
-        n_users=data.n_users,
-        n_items=data.n_items,
-        ks=[20],
-        device=data.device,
-    )
-    return evaluate(scorer).means()["recall@20"]
+    return validation_evaluator(data, "rated")(scorer).means()["recall@20"]
 
 
 def recall_by_chance(data: TrainingData) -> float:

@@ -6,12 +6,10 @@ from pipeline import ROOT, Pipeline
 
 from refine.config import extended, load, settings
 from refine.data import TrainingData
-from refine.evaluation.masks import masked_pairs
-from refine.evaluation.ranking import RankingEvaluator
 from refine.models.base import FittedRecommender, Recommender
 from refine.models.catalogue import TRAINED
 from refine.models.registry import build_model
-from refine.training.setup import new_trainer
+from refine.training.setup import new_trainer, validation_evaluator
 
 CONFIG = extended(load(ROOT / "config/config.yaml"))
 EXPERIMENTS = (
@@ -39,15 +37,7 @@ def data(finished: Pipeline) -> TrainingData:
 
 
 def recall(model: Recommender, data: TrainingData) -> float:
-    evaluate = RankingEvaluator(
-        mask=masked_pairs(data, "rated", mask_validation=False),
-        targets=data.validation,
-        n_users=data.n_users,
-        n_items=data.n_items,
-        ks=[20],
-        device=data.device,
-    )
-    return evaluate(model.scorer()).means()["recall@20"]
+    return validation_evaluator(data, "rated")(model.scorer()).means()["recall@20"]
 
 
 def fitted(name: str, data: TrainingData) -> Recommender:

@@ -13,12 +13,10 @@ import torch
 from refine.data import TrainingData
 from refine.device import choose_device, deterministic
 from refine.evaluation.environment import environment
-from refine.evaluation.masks import masked_pairs
-from refine.evaluation.ranking import RankingEvaluator
 from refine.models.base import FittedRecommender
 from refine.models.registry import hyperparameters, model_class, save_model
 from refine.training.loop import TrainingError
-from refine.training.setup import Settings
+from refine.training.setup import Settings, validation_evaluator
 
 _logger = logging.getLogger(__name__)
 
@@ -61,14 +59,7 @@ def fit(
     if not candidates:
         raise ValueError("model.search lists no value of a hyperparameter: nothing can be tried")
     data = TrainingData.load(feedback, validation, users, items).to(choose_device(device))
-    evaluate = RankingEvaluator(
-        mask=masked_pairs(data, settings["evaluation"]["mask"], mask_validation=False),
-        targets=data.validation,
-        n_users=data.n_users,
-        n_items=data.n_items,
-        ks=[20],
-        device=data.device,
-    )
+    evaluate = validation_evaluator(data, settings["evaluation"]["mask"])
     generator = torch.Generator(data.device).manual_seed(seed)
     searched: list[dict[str, Any]] = []
     best_scores = (-1.0, -1.0)

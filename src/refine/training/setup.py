@@ -49,21 +49,30 @@ def new_trainer(data: TrainingData, settings: Settings, seed: int) -> Trainer:
             f"model {settings['model']['name']} is trained by one process: set training.processes "
             "to 1"
         )
-    evaluator = RankingEvaluator(
-        mask=masked_pairs(data, settings["evaluation"]["mask"], mask_validation=False),
+    return Trainer(
+        model,
+        NegativeSampler(data, SamplingSettings(**settings["sampling"])),
+        validation_evaluator(data, settings["evaluation"]["mask"]),
+        generator,
+        epochs=settings["training"]["epochs"],
+        patience=settings["training"]["patience"],
+    )
+
+
+def validation_evaluator(data: TrainingData, mask: str) -> RankingEvaluator:
+    """What epochs and hyperparameters are chosen by: lists of 20 for the validation positives.
+
+    Args:
+        data: on the device to rank on.
+        mask: the setting ``evaluation.mask``.
+    """
+    return RankingEvaluator(
+        mask=masked_pairs(data, mask, mask_validation=False),
         targets=data.validation,
         n_users=data.n_users,
         n_items=data.n_items,
         ks=[20],
         device=data.device,
-    )
-    return Trainer(
-        model,
-        NegativeSampler(data, SamplingSettings(**settings["sampling"])),
-        evaluator,
-        generator,
-        epochs=settings["training"]["epochs"],
-        patience=settings["training"]["patience"],
     )
 
 
